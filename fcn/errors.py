@@ -1,0 +1,57 @@
+"""What a caller of ``fcn`` may catch.
+
+::
+
+    FcnError
+    ├── ImageError            bytes that cannot become an image
+    │   ├── EmptyImage        zero bytes
+    │   ├── UnsupportedImage  no decoder knows the format
+    │   ├── CorruptImage      a known format, damaged
+    │   ├── TruncatedImage    a known format, cut short
+    │   └── ImageTooLarge     more pixels than allowed, read from the header
+    ├── LabelError            a label map that does not fit its classes or its image
+    ├── CheckpointError       a model or weights file that cannot be used
+    └── TrainingError         training that cannot go on, such as a loss that is not finite
+
+Wrong arguments raise ``ValueError``, as everywhere in Python.
+"""
+
+
+class FcnError(Exception):
+    """Base of every error that ``fcn`` raises about data it was given."""
+
+
+class ImageError(FcnError):
+    """Bytes that cannot become an image."""
+
+
+class EmptyImage(ImageError):
+    """An image of zero bytes."""
+
+
+class UnsupportedImage(ImageError):
+    """Bytes in a format that no decoder knows."""
+
+
+class CorruptImage(ImageError):
+    """An image of a known format whose bytes are damaged."""
+
+
+class TruncatedImage(ImageError):
+    """An image of a known format whose bytes end too early."""
+
+
+class ImageTooLarge(ImageError):
+    """An image whose header announces more pixels than allowed."""
+
+
+class LabelError(FcnError):
+    """A label map that does not fit its classes or its image."""
+
+
+class CheckpointError(FcnError):
+    """A model or weights file that cannot be used as asked."""
+
+
+class TrainingError(FcnError):
+    """Training that cannot go on, such as a loss that is not finite."""

@@ -1,0 +1,191 @@
+"""What a run shows while it works and when it is done: Prefect artifacts.
+
+To be called inside a flow or task run only: an artifact belongs to the run that makes it.
+An artifact is decoration. A server that cannot take one costs a warning, never the run.
+"""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar, cast
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.exceptions import PrefectException
+from prefect.logging import get_logger
+
+from tasks.markdown import image as image_markdown
+
+__all__ = ["Progress", "artifact_key", "image_markdown", "publish_markdown", "publish_table"]
+
+MAX_KEY_LENGTH = 100
+
+_logger = get_logger("artifacts")
+
+Result = TypeVar("Result")
+
+
+def artifact_key(*words: object) -> str:
+    """A key that Prefect accepts, of any words: lower-case letters, digits, single dashes.
+
+    Raises:
+        ValueError: no letter or digit in any of the words.
+    """
+    text = " ".join(str(word) for word in words).lower()
+    key = re.sub(r"[^a-z0-9]+", "-", text).strip("-")[:MAX_KEY_LENGTH].rstrip("-")
+    if not key:
+        raise ValueError(f"an artifact key needs a letter a-z or a digit, found {words}")
+    return key
+
+
+def publish_table(key: str, rows: Sequence[Mapping[str, Any]], description: str = "") -> None:
+    """Publish a table, a mapping per row, under a key (see `artifact_key`)."""
+    table = [dict(row) for row in rows]
+    _attempt(lambda: create_table_artifact(table, artifact_key(key), description), key)
+
+
+def publish_markdown(key: str, text: str, description: str = "") -> None:
+    """Publish a Markdown page under a key (see `artifact_key`)."""
+    _attempt(lambda: create_markdown_artifact(text, artifact_key(key), description), key)
+
+
+class Progress:
+    """A progress bar of the run's page, with rate and time left in its description.
+
+    ::
+
+        with Progress("train", total=num_images, description="Training") as progress:
+            for batch in batches:
+                ...
+                progress.advance(len(batch), note=f"loss {loss:.3f}")
+
+    The page then reads ``Training: 1,234 of 10,000 images, 52.1 images/s, 2 min 48 s left;
+    loss 0.412``. `advance` may be called from several threads, at any rate; the server
+    hears at most once per ``interval``.
+
+    Args:
+        key: Made acceptable by `artifact_key`.
+        total: How many there are to do; 0 is done at once.
+        description: What the run is doing.
+        unit: What is counted, in the plural.
+        done: How many of ``total`` earlier runs did; they don't count for the rate.
+        interval: Least seconds between two updates.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        *,
+        total: int,
+        description: str,
+        unit: str = "images",
+        done: int = 0,
+        interval: float = 1.0,
+    ) -> None:
+        self.total = total
+        self.description = description
+        self.unit = unit
+        self.done = done
+        self._initial = done
+        self._interval = interval
+        self._note = ""
+        self._lock = threading.Lock()
+        self._start = self._last = time.monotonic()
+        self._key = artifact_key(key)
+        self._id: UUID | None = None
+
+    def __enter__(self) -> Self:
+        self._start = self._last = time.monotonic()
+        self._id = _attempt(self._create, self._key)
+        return self
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Count ``count`` more as done; a ``note`` stays until the next one."""
+        with self._lock:
+            self.done += count
+            self._note = note or self._note
+            if time.monotonic() - self._last >= self._interval:
+                self._update()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._lock:
+            if kind is not None:
+                self._note = f"stopped by {kind.__name__}"
+            self._update()
+
+    @property
+    def _percent(self) -> float:
+        return min(100.0, 100.0 * self.done / self.total) if self.total else 100.0
+
+    def _text(self) -> str:
+        seconds = time.monotonic() - self._start
+        counted = progress_text(
+            self.done, self.total, seconds=seconds, unit=self.unit, initial=self._initial
+        )
+        return f"{self.description}: {counted}" + (f"; {self._note}" if self._note else "")
+
+    def _create(self) -> UUID:
+        return cast("UUID", create_progress_artifact(self._percent, self._key, self._text()))
+
+    def _update(self) -> None:
+        if self._id is not None:
+            artifact_id, percent, text = self._id, self._percent, self._text()
+            _attempt(lambda: update_progress_artifact(artifact_id, percent, text), self._key)
+        self._last = time.monotonic()
+
+
+def progress_text(done: int, total: int, *, seconds: float, unit: str, initial: int = 0) -> str:
+    """Count, rate and time left, as in ``30 of 90 images, 10.0 images/s, 6 s left``.
+
+    Once all is done, the time it took stands in place of the time left.
+
+    Args:
+        done: How many are done, including ``initial``.
+        total: How many there are.
+        seconds: Time since ``initial`` were done.
+        unit: What is counted, in the plural.
+        initial: How many were done before the clock started.
+    """
+    counted = f"{done:,} of {total:,} {unit}"
+    if done <= initial or seconds <= 0:
+        return counted
+    rate = (done - initial) / seconds
+    remaining = f"{duration((total - done) / rate)} left" if done < total else duration(seconds)
+    return f"{counted}, {_significant(rate)} {unit}/s, {remaining}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``8 s``, ``2 min 05 s``, ``3 h 20 min``."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
+
+
+def _significant(rate: float) -> str:
+    """A rate with as many decimals as say something: ``0.04``, ``5.2``, ``1,234``."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}" if rate >= 1 else f"{rate:.2g}"
+
+
+def _attempt(publish: Callable[[], Result], key: str) -> Result | None:
+    """The result of a call to the server, or None and a warning where it fails."""
+    try:
+        return publish()
+    except (httpx.HTTPError, PrefectException) as error:
+        _logger.warning("artifact %s was not published: %s", key, error)
+        return None

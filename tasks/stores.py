@@ -1,0 +1,309 @@
+"""Everything about URLs: listing, reading, and writing whole objects, anywhere fsspec opens.
+
+A URL is a plain path (``/data/x``), or anything with a scheme (``s3://bucket/x``,
+``memory://x``, ``https://…``). Storage options come from the environment or from fsspec's
+configuration files, never from a URL: a URL ends up in logs and tables.
+
+An object is written whole or not at all. ``fsspec.open(url, "wb")`` is not used for this:
+an exception inside its ``with`` block commits the bytes written so far.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from fsspec.core import get_filesystem_class, url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
+
+from tasks import listing
+from tasks.listing import UNKNOWN_SIZE, Entry
+
+__all__ = [
+    "UNKNOWN_SIZE",
+    "Entry",
+    "StoreError",
+    "create_bytes",
+    "exists",
+    "filesystem",
+    "is_transient",
+    "join",
+    "list_entries",
+    "local_path",
+    "read_bytes",
+    "redact",
+    "remove",
+    "require_writable",
+    "write_bytes",
+]
+
+_SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*)://")
+_QUERY_IS_NAME = {"s3", "s3a", "gs", "gcs", "memory", "az", "abfs", "abfss"}
+_USER_IS_NAME = {"abfs", "abfss"}  # abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…
+_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL}
+
+
+class StoreError(Exception):
+    """A URL that cannot be listed, read or written, and why."""
+
+
+def join(url: str, *parts: str) -> str:
+    """``url`` and ``parts`` with exactly one slash between them."""
+    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
+
+
+def local_path(url: str) -> Path | None:
+    """The local path that ``url`` means, or ``None`` for any other store."""
+    match = _SCHEME.match(url)
+    if match and match["scheme"] not in {"file", "local"}:
+        return None
+    if "::" in url and not url.startswith(("/", ".", "file:", "local:")):
+        return None
+    return Path(url[match.end() :] if match else url).expanduser().absolute()
+
+
+def redact(url: str) -> str:
+    """``url`` without user name, password and query string: fit for a log or a table."""
+    match = _SCHEME.match(url)
+    if not match or local_path(url) is not None:
+        return url
+    scheme = match["scheme"]
+    if scheme in _QUERY_IS_NAME:  # there, "?" and "#" are characters of a key like any other
+        place, slash, rest = url[match.end() :].partition("/")
+        place = place if scheme in _USER_IS_NAME else place.rpartition("@")[2]
+        return f"{match[0]}{place}{slash}{rest}"
+    found = urlsplit(url)
+    return urlunsplit((found.scheme, found.netloc.rpartition("@")[2], found.path, "", ""))
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of ``url`` and the path of ``url`` in it.
+
+    Listing caches are off, so that what others wrote is seen. Call it in the process that
+    uses it: fsspec makes a new instance per process, and none survives a fork.
+
+    Raises:
+        StoreError: an unknown scheme, or one whose package is not installed.
+    """
+    path = local_path(url)
+    if path is not None:
+        return LocalFileSystem(), str(path)
+    with _explained(url, "open"):
+        match = _SCHEME.match(url)
+        if not match:  # a chain, such as simplecache::s3://bucket/x
+            fs, chained = url_to_fs(url, use_listings_cache=False)
+            return fs, str(chained)
+        store = get_filesystem_class(match["scheme"])
+        options = store._get_kwargs_from_urls(url)
+        return store(**options, use_listings_cache=False), str(store._strip_protocol(url))
+
+
+def exists(url: str) -> bool:
+    """Whether there is an object or a folder at ``url``.
+
+    Raises:
+        StoreError: no permission to look, or no such store.
+    """
+    fs, path = filesystem(url)
+    with _explained(url, "read"):
+        try:
+            fs.info(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+    return True
+
+
+def read_bytes(url: str) -> bytes:
+    """The whole object.
+
+    Raises:
+        StoreError: nothing there, a folder, or no permission to read it.
+    """
+    fs, path = filesystem(url)
+    with _explained(url, "read"):
+        return bytes(fs.cat_file(path))
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write ``data`` whole or not at all, replacing what is there.
+
+    Raises:
+        StoreError: no permission, or a store that cannot be written.
+    """
+    path = local_path(url)
+    with _explained(url, "write"):
+        if path is not None:
+            with _written_beside(path, data) as temporary:
+                temporary.replace(path)
+            return
+        fs, remote = filesystem(url)
+        fs.pipe_file(remote, data)
+
+
+def create_bytes(url: str, data: bytes) -> bool:
+    """Write ``data`` whole unless something is there: ``True`` when it was written.
+
+    Of several writers the first wins and the others get ``False``. A store that knows no
+    create-if-absent replaces the object, whole.
+
+    Raises:
+        StoreError: no permission, or a store that cannot be written.
+    """
+    path = local_path(url)
+    with _explained(url, "write"):
+        try:
+            if path is not None:
+                with _written_beside(path, data) as temporary:
+                    _link(temporary, path)
+            else:
+                fs, remote = filesystem(url)
+                fs.pipe_file(remote, data, mode="create")
+        except FileExistsError:
+            return False
+    return True
+
+
+def remove(url: str) -> None:
+    """Remove the object at ``url``, if it is there.
+
+    Raises:
+        StoreError: no permission, or a store that cannot be written.
+    """
+    fs, path = filesystem(url)
+    with _explained(url, "remove"), contextlib.suppress(FileNotFoundError):
+        fs.rm_file(path)
+
+
+def require_writable(url: str) -> None:
+    """Prove that objects can be made below ``url``, by making one and removing it.
+
+    Raises:
+        StoreError: they cannot, and why.
+    """
+    probe = join(url, f"_writable-{uuid.uuid4().hex}")
+    create_bytes(probe, b"")
+    remove(probe)
+
+
+def list_entries(url: str) -> Iterator[Entry]:
+    """Every object below a prefix, or of a glob, sorted by key and streamed.
+
+    ``url`` is a prefix (``s3://bucket/photos``), one object, or a prefix followed by a glob
+    (``s3://bucket/photos/**/left_*.jpg``; ``**`` stands for any number of folders). A prefix
+    whose name holds ``*``, ``?`` or ``[`` is taken by its name when it exists. Keys are
+    relative to the prefix, of a glob to the folders before its first wildcard.
+
+    Raises:
+        StoreError: nothing at this URL, no permission to list it; also while iterating.
+    """
+    fs, path = filesystem(url)
+    with _explained(url, "list"):
+        try:
+            kind = "directory" if url.endswith("/") else fs.info(path)["type"]
+            if kind != "directory":
+                return iter([listing.single(fs, path, url)])
+            return _explained_entries(listing.walk(fs, path, url.rstrip("/")), url)
+        except FileNotFoundError:
+            prefix, pattern = _split_glob(url)
+            if not pattern:
+                raise
+    matches = re.compile(glob_translate(pattern)).match
+    return (entry for entry in list_entries(f"{prefix}/") if matches(entry.key))
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether reading or writing again may succeed where it just failed with ``error``.
+
+    A missing object, a refused permission and a full disk are not transient. Clients of
+    stores also raise errors of their own (aiohttp, botocore, …), which fsspec passes on.
+    """
+    if isinstance(error, FileNotFoundError | FileExistsError | PermissionError | IsADirectoryError):
+        return False
+    if isinstance(error, OSError):
+        return error.errno not in _LASTING
+    package = type(error).__module__.partition(".")[0]
+    return package in {"aiohttp", "botocore", "aiobotocore", "gcsfs", "azure", "fsspec"}
+
+
+def _explained_entries(entries: Iterator[Entry], url: str) -> Iterator[Entry]:
+    with _explained(url, "list"):
+        yield from entries
+
+
+def _split_glob(url: str) -> tuple[str, str]:
+    """The folders before the first wildcard, and the pattern from there on ("" for none)."""
+    web = url.startswith(("http://", "https://"))  # where "?" begins a query
+    parts = url.split("/")
+    for index, part in enumerate(parts):
+        if re.search(r"[*\[]" if web else r"[*?\[]", part):
+            return "/".join(parts[:index]), "/".join(parts[index:])
+    return url, ""
+
+
+@contextlib.contextmanager
+def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
+    """A temporary file beside ``path`` that holds ``data`` on disk; gone afterwards."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"  # short: names end at 255 bytes
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+        folder = os.open(path.parent, os.O_RDONLY)  # the new name is on disk, too
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give the file its name unless the name is taken."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}:
+            raise
+        if path.exists():  # a file system without links: the rename replaces, whole
+            raise FileExistsError(path) from error
+        temporary.rename(path)
+
+
+@contextlib.contextmanager
+def _explained(url: str, verb: str) -> Iterator[None]:
+    """Turn the errors that trying again does not cure into a `StoreError`."""
+    place = redact(url)
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise StoreError(f"cannot {verb} {place}: nothing there") from error
+    except PermissionError as error:
+        raise StoreError(
+            f"cannot {verb} {place}: permission denied; check who owns it and the credentials "
+            "in the environment or in fsspec's configuration"
+        ) from error
+    except (IsADirectoryError, NotADirectoryError, NotImplementedError) as error:
+        raise StoreError(f"cannot {verb} {place}: {_reason(error)}") from error
+    except (ImportError, ValueError) as error:
+        raise StoreError(f"cannot {verb} {place}: {error}") from error
+    except Exception as error:
+        if "Credentials" in type(error).__name__:
+            raise StoreError(f"cannot {verb} {place}: {error}") from error
+        raise
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, NotImplementedError):
+        return "this store can only be read"
+    return str(getattr(error, "strerror", None) or error).lower()

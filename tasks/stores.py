@@ -47,6 +47,7 @@ _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*)://")
 _QUERY_IS_NAME = {"s3", "s3a", "gs", "gcs", "memory", "az", "abfs", "abfss"}
 _USER_IS_NAME = {"abfs", "abfss"}  # abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…
 _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL}
+_REFUSED = {400, 401, 403, 405, 501}  # HTTP statuses that asking again does not change
 
 
 class StoreError(Exception):
@@ -227,6 +228,8 @@ def is_transient(error: BaseException) -> bool:
         return False
     if isinstance(error, OSError):
         return error.errno not in _LASTING
+    if getattr(error, "status", None) in _REFUSED:
+        return False
     package = type(error).__module__.partition(".")[0]
     return package in {"aiohttp", "botocore", "aiobotocore", "gcsfs", "azure", "fsspec"}
 
@@ -298,8 +301,10 @@ def _explained(url: str, verb: str) -> Iterator[None]:
     except (ImportError, ValueError) as error:
         raise StoreError(f"cannot {verb} {place}: {error}") from error
     except Exception as error:
-        if "Credentials" in type(error).__name__:
-            raise StoreError(f"cannot {verb} {place}: {error}") from error
+        refused = getattr(error, "status", None) in _REFUSED
+        if refused or "Credentials" in type(error).__name__:
+            message = getattr(error, "message", error)  # of an HTTP client: without the URL
+            raise StoreError(f"cannot {verb} {place}: {message}") from error
         raise
 
 

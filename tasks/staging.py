@@ -1,0 +1,288 @@
+"""Writing a dataset: first to local files, then to its URL when everything is well.
+
+Rows are staged as Parquet files in a local folder, so that a source is read once and
+nothing stands at the ``dataset_url`` before its audit is done. Publishing puts the files
+there and ``dataset.json`` last; until then a file ``.incomplete`` stands beside them.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fcn.classes import Classes
+from tasks import stores
+from tasks.dataset import (
+    BATCH_ROWS,
+    INFO_NAME,
+    DatasetError,
+    DatasetInfo,
+    Finding,
+    Split,
+    read_info,
+)
+
+MAX_FILE_BYTES = 256 * 1024 * 1024
+"""Size at which a Parquet file ends: a convenient object, and minutes of one reader."""
+
+_MAX_GROUP_BYTES = 64 * 1024 * 1024
+_INCOMPLETE = ".incomplete"
+_DATA_FILE = re.compile(r"[^/]+-\d{5}-of-\d{5}\.parquet")
+
+_FEATURES = {
+    "key": {"dtype": "string", "_type": "Value"},
+    "image": {"_type": "Image"},
+    "label": {"_type": "Image"},
+    "height": {"dtype": "int32", "_type": "Value"},
+    "width": {"dtype": "int32", "_type": "Value"},
+}
+_FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("image", _FILE),
+        ("label", _FILE),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+    ],
+    # What makes Hugging Face `datasets` show the two structs as images.
+    metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
+)
+"""Columns of a dataset's Parquet files."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One row to write.
+
+    ``image`` are the bytes of an image file named ``image_path`` in its source, ``label``
+    a palette PNG; ``height`` and ``width`` those of the oriented image; ``pixels`` int64
+    of length C + 1: pixels per class, then ignored pixels.
+    """
+
+    key: str
+    image: bytes
+    image_path: str
+    label: bytes
+    height: int
+    width: int
+    pixels: np.ndarray
+
+
+@dataclass
+class _StagedSplit:
+    """Rows of one split on their way to numbered Parquet files."""
+
+    folder: Path
+    name: str
+    max_file_bytes: int
+    rows: int = 0
+    paths: list[Path] = field(default_factory=list)
+    pixels: np.ndarray | int = 0
+    digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
+    _writer: pq.ParquetWriter | None = None
+    _file_bytes: int = 0
+    _group: list[dict[str, Any]] = field(default_factory=list)
+    _group_bytes: int = 0
+
+    def add(self, row: Row) -> None:
+        self.rows += 1
+        self.pixels = self.pixels + row.pixels
+        for content in (row.key.encode(), row.image, row.label):
+            self.digest.update(len(content).to_bytes(8, "big") + content)
+        self._group_bytes += len(row.image) + len(row.label)
+        self._group.append(
+            {
+                "key": row.key,
+                "image": {"bytes": row.image, "path": row.image_path},
+                "label": {"bytes": row.label, "path": f"{row.key}.png"},
+                "height": row.height,
+                "width": row.width,
+            }
+        )
+        full = self._file_bytes + self._group_bytes >= self.max_file_bytes
+        if full or len(self._group) >= BATCH_ROWS or self._group_bytes >= _MAX_GROUP_BYTES:
+            self._write_group()
+        if full:
+            self.close()
+
+    def close(self) -> None:
+        """End the present file."""
+        if self._group:
+            self._write_group()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer, self._file_bytes = None, 0
+
+    def _write_group(self) -> None:
+        if self._writer is None:
+            self.paths.append(self.folder / f"{self.name}-{len(self.paths):05d}.parquet")
+            # Images are compressed already; a page index lets a reader fetch one row.
+            self._writer = pq.ParquetWriter(
+                self.paths[-1],
+                SCHEMA,
+                compression="none",
+                use_dictionary=False,
+                write_page_index=True,
+            )
+        self._writer.write_table(pa.Table.from_pylist(self._group, SCHEMA))
+        self._file_bytes += self._group_bytes
+        self._group, self._group_bytes = [], 0
+
+
+class Staging:
+    """A dataset in the making, in the local folder ``folder``.
+
+    ``add`` takes rows of any split in any order; ``publish`` puts the dataset at its URL.
+    """
+
+    def __init__(
+        self, folder: Path, classes: Classes, *, max_file_bytes: int = MAX_FILE_BYTES
+    ) -> None:
+        self.classes = classes
+        self._folder = folder
+        self._max_file_bytes = max_file_bytes
+        self._splits: dict[str, _StagedSplit] = {}
+
+    def add(self, split: str, row: Row) -> None:
+        """Write one row."""
+        if split not in self._splits:
+            self._splits[split] = _StagedSplit(self._folder, split, self._max_file_bytes)
+        self._splits[split].add(row)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of all splits so far."""
+        return sum(split.rows for split in self._splits.values())
+
+    def publish(
+        self,
+        dataset_url: str,
+        *,
+        source: str,
+        audit: Iterable[Finding] = (),
+        settings: Mapping[str, Any] | None = None,
+        left_out: Mapping[str, int] | None = None,
+        overwrite: bool = False,
+    ) -> tuple[DatasetInfo, bool]:
+        """Put the dataset at ``dataset_url``; ``dataset.json`` last.
+
+        A dataset of the same content that is there already is left as it is. Files of an
+        ingest that was interrupted are removed first.
+
+        Returns:
+            What ``dataset.json`` holds, and whether it was written now.
+
+        Raises:
+            DatasetError: no row was staged; or another dataset is there, and ``overwrite``
+                is not set.
+            StoreError: the store cannot be written.
+        """
+        if not self.num_rows:
+            raise DatasetError("no sample is left to publish; the audit says why")
+        for split in self._splits.values():
+            split.close()
+        info = DatasetInfo(
+            url=dataset_url,
+            classes=self.classes,
+            splits={
+                name: _split(self._splits[name], (left_out or {}).get(name, 0))
+                for name in sorted(self._splits, key=_split_order)
+            },
+            source=source,
+            audit=list(audit),
+            digest=self._digest(),
+            settings=dict(settings or {}),
+        )
+        there = _published(dataset_url, overwrite)
+        if there is not None and there.digest == info.digest:
+            return there, False
+        if there is not None and not overwrite:
+            raise DatasetError(
+                f"{stores.redact(dataset_url)} holds another dataset (digest {there.digest[:12]}, "
+                f"this one {info.digest[:12]}). Choose another dataset_url, or set "
+                "overwrite=True to replace it."
+            )
+        self._put(info)
+        return info, True
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256(json.dumps(self.classes.to_json()).encode())
+        digest.update(str(self.classes.ignore_index).encode())
+        for name, split in sorted(self._splits.items()):
+            digest.update(f"{name} {split.digest.hexdigest()}".encode())
+        return digest.hexdigest()
+
+    def _put(self, info: DatasetInfo) -> None:
+        """Put every file; whatever breaks this off leaves ``.incomplete`` behind."""
+        marker, listing = (stores.join(info.url, name) for name in (_INCOMPLETE, INFO_NAME))
+        stores.write_bytes(marker, b"An ingest is writing here, or was interrupted.\n")
+        for url in (listing, *_data_files(info.url)):
+            stores.remove(url)
+        for name, split in info.splits.items():
+            for path, file_name in zip(self._splits[name].paths, split.files, strict=True):
+                stores.write_bytes(stores.join(info.url, file_name), path.read_bytes())
+        stores.write_bytes(listing, json.dumps(info.to_json(), indent=1).encode())
+        stores.remove(marker)
+
+
+def require_free(dataset_url: str, *, overwrite: bool) -> None:
+    """Prove, before work starts, that a dataset can be put at ``dataset_url``.
+
+    Raises:
+        DatasetError: Parquet files of another origin are there, and ``overwrite`` is not set.
+        StoreError: the store cannot be written.
+    """
+    stores.require_writable(dataset_url)
+    ours = any(stores.exists(stores.join(dataset_url, name)) for name in (INFO_NAME, _INCOMPLETE))
+    found = [] if ours or overwrite else _data_files(dataset_url)
+    if found:
+        raise DatasetError(
+            f"{stores.redact(dataset_url)}/data holds {len(found):,} Parquet files but no "
+            f"{INFO_NAME} says what they are. Choose another dataset_url, or set overwrite=True "
+            "to replace them."
+        )
+
+
+def _published(dataset_url: str, overwrite: bool) -> DatasetInfo | None:
+    """The dataset that is there; none either if it is unreadable and to be overwritten."""
+    if not stores.exists(stores.join(dataset_url, INFO_NAME)):
+        return None
+    try:
+        return read_info(dataset_url)
+    except DatasetError:
+        if overwrite:
+            return None
+        raise
+
+
+def _data_files(dataset_url: str) -> list[str]:
+    folder = stores.join(dataset_url, "data")
+    if not stores.exists(folder):
+        return []
+    return [e.url for e in stores.list_entries(folder) if _DATA_FILE.fullmatch(e.key)]
+
+
+def _split(staged: _StagedSplit, left_out: int) -> Split:
+    total = len(staged.paths)
+    *class_pixels, ignored = (int(count) for count in np.atleast_1d(staged.pixels))
+    return Split(
+        name=staged.name,
+        rows=staged.rows,
+        files=tuple(f"data/{staged.name}-{i:05d}-of-{total:05d}.parquet" for i in range(total)),
+        class_pixels=tuple(class_pixels),
+        ignored_pixels=ignored,
+        left_out=left_out,
+    )
+
+
+def _split_order(name: str) -> tuple[int, str]:
+    known = ("train", "val", "test")
+    return (known.index(name) if name in known else len(known), name)

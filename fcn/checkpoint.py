@@ -1,0 +1,182 @@
+"""Model files that describe themselves: safetensors with a JSON card, no code inside."""
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from fcn.classes import Classes
+from fcn.errors import CheckpointError
+from fcn.input import InputSpec
+from fcn.model import FCN
+from fcn.trunks import Backbone, Geometry
+
+FORMAT = 1
+CARD_KEY = "fcn"
+MAX_HEADER_BYTES = 100_000_000
+"""Limit on a safetensors header; the same as in the safetensors library."""
+
+
+@dataclass
+class Model:
+    """A network with everything needed to use it.
+
+    Attributes:
+        net: the network.
+        classes: names and colours of its scores' channels.
+        input: what its images must be turned into.
+        facts: how it came to be: data set digest, configuration, scores, versions.
+    """
+
+    net: FCN
+    classes: Classes
+    input: InputSpec
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class _Card(BaseModel):
+    """The JSON of a model file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1]
+    architecture: Literal["FCN"]
+    backbone: Backbone
+    stride: int
+    geometry: Geometry
+    learnable_upsampling: bool
+    classes: list[dict[str, Any]] = Field(min_length=1, max_length=65_535)
+    ignore_index: int
+    input: InputSpec
+    facts: dict[str, Any]
+
+
+def to_bytes(model: Model) -> bytes:
+    """The model as the bytes of a safetensors file."""
+    net = model.net
+    card = _Card(
+        format=FORMAT,
+        architecture="FCN",
+        backbone=net.backbone,  # type: ignore[arg-type]
+        stride=net.stride,
+        geometry=net.geometry,
+        learnable_upsampling=net.learnable_upsampling,
+        classes=model.classes.to_json(),
+        ignore_index=model.classes.ignore_index,
+        input=model.input,
+        facts={"versions": versions(), **model.facts},
+    )
+    tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
+    return save_tensors(tensors, {CARD_KEY: card.model_dump_json()})
+
+
+def save(model: Model, file: str | Path | BinaryIO) -> None:
+    """Write a model file that `load` reads."""
+    data = to_bytes(model)
+    if isinstance(file, str | Path):
+        Path(file).write_bytes(data)
+    else:
+        file.write(data)
+
+
+def load(file: bytes | str | Path | BinaryIO) -> Model:
+    """Read a model file of ours. No code from the file is run.
+
+    Raises:
+        CheckpointError: the bytes are no safetensors file, hold no card of ours, or their
+            weights do not fit the architecture on the card.
+        OSError: the file cannot be opened.
+    """
+    data = _bytes(file)
+    tensors, metadata = read_safetensors(data)
+    card = _read_card(metadata)
+    try:
+        classes = Classes.from_json(card.classes, card.ignore_index)
+        with torch.device("meta"):
+            net = FCN(
+                card.backbone,
+                len(classes),
+                card.stride,
+                card.geometry,
+                learnable_upsampling=card.learnable_upsampling,
+            )
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"the model card cannot be built: {error}") from error
+    fill(net, tensors)
+    return Model(net.eval(), classes, card.input, card.facts)
+
+
+def fill(net: FCN, tensors: Mapping[str, Tensor]) -> None:
+    """Put weights into a network that has the very same names and shapes.
+
+    Raises:
+        CheckpointError: a weight is missing, unknown, or of another shape.
+    """
+    expected = {name: tensor.shape for name, tensor in net.state_dict().items()}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if expected != found:
+        wrong = sorted(n for n in expected.keys() | found if expected.get(n) != found.get(n))
+        first = wrong[0]
+        raise CheckpointError(
+            f"{len(wrong)} of {len(expected)} weights do not fit {net.backbone}: {first} is "
+            f"{_shape(found.get(first))}, expected {_shape(expected.get(first))}"
+        )
+    net.load_state_dict(dict(tensors), assign=True)
+    for parameter in net.parameters():
+        parameter.requires_grad_(True)
+
+
+def read_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        CheckpointError: the bytes are no safetensors file, or a damaged one.
+    """
+    try:
+        (size,) = struct.unpack_from("<Q", data)
+        if size > MAX_HEADER_BYTES:
+            raise CheckpointError(f"not a safetensors file: its header would be {size:,} bytes")
+        header = json.loads(data[8 : 8 + size])
+        return load_tensors(data), dict(header.get("__metadata__") or {})
+    except (struct.error, ValueError, AttributeError, SafetensorError, RecursionError) as error:
+        raise CheckpointError(f"not a readable safetensors file: {error}") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a network's numbers."""
+    return {name: version(name) for name in ("fcn-flows", "torch", "torchvision")}
+
+
+def _read_card(metadata: Mapping[str, str]) -> _Card:
+    if CARD_KEY not in metadata:
+        raise CheckpointError(
+            "a safetensors file without a model card; expected one written by fcn.save"
+        )
+    try:
+        return _Card.model_validate_json(metadata[CARD_KEY])
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"the model card is not valid: {place}: {first['msg']}") from error
+
+
+def _bytes(file: bytes | str | Path | BinaryIO) -> bytes:
+    if isinstance(file, bytes):
+        return file
+    if isinstance(file, str | Path):
+        return Path(file).read_bytes()
+    return file.read()
+
+
+def _shape(shape: torch.Size | None) -> str:
+    return "absent" if shape is None else " x ".join(map(str, shape)) or "a single number"

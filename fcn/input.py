@@ -1,0 +1,42 @@
+"""How an image's bytes become what a network was trained on. Inputs belong to the weights."""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+Triple = tuple[float, float, float]
+
+
+class InputSpec(BaseModel):
+    """Channel order and normalisation, in units of 0..255.
+
+    Attributes:
+        channel_order: the order in which the network sees the channels.
+        mean: subtracted from each channel, in that order.
+        std: divides each channel afterwards.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    channel_order: Literal["RGB", "BGR"]
+    mean: Triple
+    std: Triple
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Float ``N x 3 x H x W`` from RGB uint8 ``N x 3 x H x W``."""
+        if self.channel_order == "BGR":
+            pixels = pixels.flip(1)
+        mean = torch.tensor(self.mean, device=pixels.device).view(1, 3, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
+        return (pixels.float() - mean) / std
+
+
+TORCHVISION = InputSpec(
+    channel_order="RGB", mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)
+)
+"""Input of torchvision's ImageNet weights: 255 times (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)."""
+
+CAFFE = InputSpec(channel_order="BGR", mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0))
+"""Input of SqueezeNet's released Caffe weights."""

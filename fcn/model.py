@@ -1,0 +1,132 @@
+"""The fully convolutional network of Long, Shelhamer and Darrell."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fcn import geometry as places
+from fcn.geometry import CoordinateMap
+from fcn.trunks import Geometry, build
+from fcn.upsample import Upscore, fit
+
+
+class Fuse(nn.Module):
+    """Adds the scores of a finer map to upsampled coarse ones: the paper's skip.
+
+    Args:
+        num_classes: C.
+        channels: channels of the finer map.
+        source: coordinate map of the coarse scores.
+        skip: coordinate map of the finer map.
+        replicate_border: see `Upscore`.
+        learnable: see `Upscore`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        channels: int,
+        source: CoordinateMap,
+        skip: CoordinateMap,
+        *,
+        replicate_border: bool,
+        learnable: bool,
+    ) -> None:
+        super().__init__()
+        self.upscore2 = Upscore(
+            num_classes, source, skip, replicate_border=replicate_border, learnable=learnable
+        )
+        self.score_pool = score_layer(channels, num_classes)
+        self.map = self.upscore2.map.shifted(max(0, self.upscore2.crop))
+
+    def forward(self, score: Tensor, pool: Tensor) -> Tensor:
+        """Scores ``N x C`` at the finer stride, from coarse scores and the finer map.
+
+        Where the coarse scores reach beyond the finer map they are cropped; where they
+        begin inside it (only with the reference geometry), its scores are.
+        """
+        upscore = self.upscore2(score)
+        score_pool = self.score_pool(pool)
+        crop = self.upscore2.crop
+        if crop >= 0:
+            return fit(upscore, crop, *score_pool.shape[2:]) + score_pool
+        return upscore + fit(score_pool, -crop, *upscore.shape[2:])
+
+
+class FCN(nn.Module):
+    """A classifier cast fully convolutional, with skips to finer maps: FCN-32s, 16s, 8s.
+
+    Args:
+        backbone: the classifier, a name of `fcn.trunks.TRUNKS`.
+        num_classes: C, the channels of the scores.
+        stride: pixels between neighbouring cells of the finest fused map: 32, 16 or 8.
+        geometry: "same" for any trunk; "reference" is that of the authors' released nets.
+        learnable_upsampling: train the kernels of the transposed convolutions. On PASCAL
+            VOC the authors found no difference.
+
+    Raises:
+        ValueError: unknown backbone, a stride it lacks, or no class.
+    """
+
+    def __init__(
+        self,
+        backbone: str = "vgg16",
+        num_classes: int = 21,
+        stride: int = 8,
+        geometry: Geometry = "same",
+        *,
+        learnable_upsampling: bool = False,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+        self.backbone, self.num_classes, self.stride = backbone, num_classes, stride
+        self.geometry: Geometry = geometry
+        self.learnable_upsampling = learnable_upsampling
+
+        self.trunk, self.head = build(backbone, stride, geometry)
+        *skips, last = places.trace(self.trunk)
+        *channels, width = _channels(self.trunk, self.head)
+        options: dict[str, Any] = {
+            "replicate_border": geometry == "same",
+            "learnable": learnable_upsampling,
+        }
+        place = places.after(self.head, last)
+        self.field = place.field
+        self.score_fr = score_layer(width, num_classes)
+        self.fuse = nn.ModuleDict()
+        for skip, width in zip(reversed(skips), reversed(channels), strict=True):
+            fuse = Fuse(num_classes, width, place, skip, **options)
+            self.fuse[str(skip.stride)] = fuse
+            place = fuse.map
+        self.upscore = Upscore(num_classes, place, places.IMAGE, **options)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Scores ``N x C x H x W`` of a normalised image batch ``N x 3 x H x W``."""
+        *skips, last = self.trunk(image).values()  # 1/8, 1/16, 1/32
+        score = self.score_fr(self.head(last))  # 1/32
+        for fuse, pool in zip(self.fuse.values(), reversed(skips), strict=True):
+            score = fuse(score, pool)  # 1/16, then 1/8
+        return fit(self.upscore(score), self.upscore.crop, *image.shape[2:])  # 1/1
+
+
+def score_layer(channels: int, num_classes: int) -> nn.Conv2d:
+    """A 1 x 1 convolution to class scores, zero at first, as in the authors' surgery."""
+    score = nn.utils.skip_init(nn.Conv2d, channels, num_classes, 1)
+    nn.init.zeros_(score.weight)
+    if score.bias is not None:
+        nn.init.zeros_(score.bias)
+    return score
+
+
+def _channels(trunk: nn.Module, head: nn.Module) -> list[int]:
+    """Channels of the trunk's maps, the last one's after the head."""
+    device = next(trunk.parameters()).device
+    training = trunk.training
+    trunk.eval(), head.eval()
+    with torch.no_grad():
+        *skips, last = trunk(torch.zeros(1, 3, 224, 224, device=device)).values()
+        channels = [skip.shape[1] for skip in [*skips, head(last)]]
+    trunk.train(training), head.train(training)
+    return channels

@@ -1,0 +1,207 @@
+"""The classifiers that an FCN can stand on, and how each is cast fully convolutional.
+
+Adding a trunk is adding a row to `TRUNKS`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.feature_extraction import create_feature_extractor
+
+Geometry = Literal["same", "reference"]
+
+REFERENCE_PADDING = 100
+"""Padding of the first convolution in the authors' released networks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trunk:
+    """One row of the table.
+
+    Attributes:
+        nodes: stride to the name of the classifier's node that ends that stride, finest
+            first. The last one feeds the head.
+        head: makes the layers between the last node and the scores.
+        weights: name of torchvision's weights.
+    """
+
+    nodes: Mapping[int, str]
+    head: Callable[[nn.Module], nn.Sequential]
+    weights: str
+
+
+def convolutionalise(linear: nn.Linear, grid: int) -> nn.Conv2d:
+    """A convolution ``O x I x grid x grid`` that sees what ``linear`` saw of a flattened map.
+
+    The weights are the linear layer's, reshaped row-major: on a ``grid x grid`` map the
+    convolution without padding gives the linear layer's outputs.
+
+    Raises:
+        ValueError: the inputs of ``linear`` are no multiple of ``grid * grid``.
+    """
+    channels, rest = divmod(linear.in_features, grid * grid)
+    if rest:
+        raise ValueError(f"{linear.in_features} inputs are no map of {grid} x {grid} cells")
+    bias = linear.bias is not None
+    with torch.device(linear.weight.device):
+        conv = nn.utils.skip_init(nn.Conv2d, channels, linear.out_features, grid, bias=bias)
+    conv.weight = nn.Parameter(linear.weight.detach().view(conv.weight.shape))
+    if bias:
+        conv.bias = nn.Parameter(linear.bias.detach())
+    return conv
+
+
+def vgg_head(net: nn.Module) -> nn.Sequential:
+    """fc6 (7 x 7) and fc7 (1 x 1) of a VGG classifier, each with ReLU and dropout."""
+    fc6, relu6, drop6, fc7, relu7, drop7, _ = net.get_submodule("classifier").children()
+    assert isinstance(fc6, nn.Linear)
+    assert isinstance(fc7, nn.Linear)
+    layers = [convolutionalise(fc6, 7), relu6, drop6, convolutionalise(fc7, 1), relu7, drop7]
+    names = ["fc6", "relu6", "drop6", "fc7", "relu7", "drop7"]
+    head = nn.Sequential()
+    for name, layer in zip(names, layers, strict=True):
+        head.add_module(name, layer)
+    return head
+
+
+def dropout_head(net: nn.Module) -> nn.Sequential:
+    """The dropout before the classifier's last layer (SqueezeNet, MobileNet, GoogLeNet)."""
+    return nn.Sequential(*(m for m in net.modules() if isinstance(m, nn.Dropout)))
+
+
+def plain_head(_: nn.Module) -> nn.Sequential:
+    """Nothing: a pooled classifier (ResNet) scores its last map directly."""
+    return nn.Sequential()
+
+
+def _vgg(pool3: int, pool4: int, pool5: int, weights: str) -> Trunk:
+    nodes = {8: f"features.{pool3}", 16: f"features.{pool4}", 32: f"features.{pool5}"}
+    return Trunk(nodes=nodes, head=vgg_head, weights=weights)
+
+
+def _resnet(weights: str) -> Trunk:
+    nodes = {8: "layer2", 16: "layer3", 32: "layer4"}
+    return Trunk(nodes=nodes, head=plain_head, weights=weights)
+
+
+TRUNKS: Mapping[str, Trunk] = {
+    "vgg11": _vgg(10, 15, 20, "VGG11_Weights.IMAGENET1K_V1"),
+    "vgg11_bn": _vgg(14, 21, 28, "VGG11_BN_Weights.IMAGENET1K_V1"),
+    "vgg13": _vgg(14, 19, 24, "VGG13_Weights.IMAGENET1K_V1"),
+    "vgg13_bn": _vgg(20, 27, 34, "VGG13_BN_Weights.IMAGENET1K_V1"),
+    "vgg16": _vgg(16, 23, 30, "VGG16_Weights.IMAGENET1K_V1"),
+    "vgg16_bn": _vgg(23, 33, 43, "VGG16_BN_Weights.IMAGENET1K_V1"),
+    "vgg19": _vgg(18, 27, 36, "VGG19_Weights.IMAGENET1K_V1"),
+    "vgg19_bn": _vgg(26, 39, 52, "VGG19_BN_Weights.IMAGENET1K_V1"),
+    "resnet18": _resnet("ResNet18_Weights.IMAGENET1K_V1"),
+    "resnet34": _resnet("ResNet34_Weights.IMAGENET1K_V1"),
+    "resnet50": _resnet("ResNet50_Weights.IMAGENET1K_V2"),
+    "resnet101": _resnet("ResNet101_Weights.IMAGENET1K_V2"),
+    "resnet152": _resnet("ResNet152_Weights.IMAGENET1K_V2"),
+    "googlenet": Trunk(
+        nodes={8: "inception3b", 16: "inception4e", 32: "inception5b"},
+        head=dropout_head,
+        weights="GoogLeNet_Weights.IMAGENET1K_V1",
+    ),
+    "squeezenet1_1": Trunk(
+        nodes={8: "features.7", 16: "features.12"},
+        head=dropout_head,
+        weights="SqueezeNet1_1_Weights.IMAGENET1K_V1",
+    ),
+    "mobilenet_v3_large": Trunk(
+        nodes={8: "features.6", 16: "features.12", 32: "features.16"},
+        head=plain_head,
+        weights="MobileNet_V3_Large_Weights.IMAGENET1K_V2",
+    ),
+}
+
+Backbone = Literal[
+    "vgg11",
+    "vgg11_bn",
+    "vgg13",
+    "vgg13_bn",
+    "vgg16",
+    "vgg16_bn",
+    "vgg19",
+    "vgg19_bn",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "googlenet",
+    "squeezenet1_1",
+    "mobilenet_v3_large",
+]
+"""The names of `TRUNKS`, as a type for settings and forms."""
+
+
+def build(backbone: str, stride: int, geometry: Geometry) -> tuple[nn.Module, nn.Sequential]:
+    """The trunk, traced to return its maps from ``stride`` down, and its head.
+
+    Args:
+        backbone: a name of `TRUNKS`.
+        stride: the finest stride whose map is returned.
+        geometry: "same" centres every window, so that a map of any image has
+            ``ceil(size / stride)`` cells; "reference" keeps the classifier's paddings but for
+            100 around the image, as the authors' networks do.
+
+    Raises:
+        ValueError: an unknown backbone, a stride it does not have, or the reference geometry
+            of a trunk that the authors did not release.
+    """
+    if backbone not in TRUNKS:
+        raise ValueError(f"unknown backbone {backbone!r}; known are {', '.join(TRUNKS)}")
+    row = TRUNKS[backbone]
+    if stride not in row.nodes:
+        raise ValueError(f"{backbone} has strides {list(row.nodes)}, not {stride}")
+    net = torchvision.models.get_model(backbone, weights=None, **_options(backbone))
+    head = row.head(net)
+    if geometry == "same":
+        centre_windows(net)
+        centre_windows(head)
+    elif row.head is vgg_head:
+        reference_windows(net)
+    else:
+        raise ValueError(f"the reference geometry is known for the VGG nets, not for {backbone}")
+    nodes = {node: str(stride_) for stride_, node in row.nodes.items() if stride_ >= stride}
+    return create_feature_extractor(net, nodes, suppress_diff_warning=True), head
+
+
+def _options(backbone: str) -> dict[str, Any]:
+    """Options of torchvision's builder; GoogLeNet's own initialisation takes a minute."""
+    return {"init_weights": False} if backbone == "googlenet" else {}
+
+
+def centre_windows(net: nn.Module) -> None:
+    """Pad every convolution and pooling so that any map of n cells gives ``ceil(n / stride)``.
+
+    Odd windows are padded by half their reach, even ones (VGG's pooling) not at all but in
+    ceil mode. ResNet and VGG are built so already; SqueezeNet and GoogLeNet lose their
+    lopsided borders, and images of any size, even 1 x 1, go through.
+    """
+    for layer in net.modules():
+        if not isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+            continue
+        kernel = layer.kernel_size if isinstance(layer, nn.Conv2d) else (layer.kernel_size,)
+        odd = int(kernel[0]) % 2 == 1
+        if isinstance(layer, nn.Conv2d):
+            reach = (layer.kernel_size[0] - 1) * layer.dilation[0]
+            assert odd, layer
+            layer.padding = (reach // 2, reach // 2)
+        else:
+            layer.padding = (int(kernel[0]) - 1) // 2 if odd else 0
+            layer.ceil_mode = not odd
+
+
+def reference_windows(net: nn.Module) -> None:
+    """The windows of the authors' VGG nets: 100 around the image, ceil-mode pooling."""
+    first = next(layer for layer in net.modules() if isinstance(layer, nn.Conv2d))
+    first.padding = (REFERENCE_PADDING, REFERENCE_PADDING)
+    for layer in net.modules():
+        if isinstance(layer, nn.MaxPool2d):
+            layer.ceil_mode = True

@@ -1,0 +1,92 @@
+"""Bilinear upsampling of score maps, placed to the pixel."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fcn.geometry import CoordinateMap
+
+
+def bilinear_kernel(factor: int, centre: float, size: int) -> Tensor:
+    """Bilinear weights ``size x size`` that upsample ``factor`` times around ``centre``.
+
+    With ``size = 2 * factor`` and ``centre = factor - 0.5``, or ``size = 2 * factor - 1`` and
+    ``centre = factor - 1``, this is the kernel of the authors' ``surgery.upsample_filt``.
+    """
+    ramp = 1 - (torch.arange(size, dtype=torch.float64) - centre).abs() / factor
+    ramp = ramp.clamp(min=0)
+    return torch.outer(ramp, ramp).float()
+
+
+class Upscore(nn.Module):
+    """Upsamples a score map onto a finer grid by a transposed convolution, one kernel a class.
+
+    The kernel starts bilinear. Its size, its centre and the crop follow from the two
+    coordinate maps. Fixed, the same sums are computed as two matrix products, one an axis,
+    which is several times faster; learnable, they are a grouped transposed convolution.
+
+    Args:
+        num_classes: C, the channels of the score map.
+        source: coordinate map of the scores.
+        target: coordinate map of the grid to reach; finer than ``source``.
+        replicate_border: repeat the outermost scores by one cell before upsampling, so that
+            they do not fade towards the border of the image.
+        learnable: train the kernels.
+
+    Raises:
+        ValueError: ``target`` is not finer than ``source`` by a whole factor.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        source: CoordinateMap,
+        target: CoordinateMap,
+        *,
+        replicate_border: bool,
+        learnable: bool = False,
+    ) -> None:
+        super().__init__()
+        if source.stride <= target.stride or source.stride % target.stride:
+            raise ValueError(f"cannot upsample stride {source.stride} to stride {target.stride}")
+        self.factor = source.stride // target.stride
+        self.border = int(replicate_border)
+        padded = source.shifted(-self.border)
+        phase = target.position(padded) % 1
+        self.centre = self.factor - 1 + phase
+        self.kernel_size = 2 * self.factor - (phase == 0)
+        self.map = padded.transposed(self.kernel_size, self.factor, self.centre)
+        self.crop = round(self.map.position(target))
+        self.weight: nn.Parameter | None = None
+        if learnable:
+            kernel = bilinear_kernel(self.factor, self.centre, self.kernel_size)
+            self.weight = nn.Parameter(kernel.repeat(num_classes, 1, 1, 1))
+
+    def forward(self, score: Tensor) -> Tensor:
+        """``N x C x h x w`` to all of ``N x C x (factor * h + …) x (factor * w + …)``."""
+        if self.weight is not None:
+            score = functional.pad(score, [self.border] * 4, mode="replicate")
+            return functional.conv_transpose2d(
+                score, self.weight, stride=self.factor, groups=score.shape[1]
+            )
+        rows = self._matrix(score.shape[2], score)
+        columns = self._matrix(score.shape[3], score)
+        return rows @ (score @ columns.T)
+
+    def _matrix(self, cells: int, like: Tensor) -> Tensor:
+        """The weight of every coarse cell in every fine one, ``(factor * cells + …) x cells``."""
+        coarse = torch.arange(-self.border, cells + self.border, device=like.device)
+        size = self.factor * (len(coarse) - 1) + self.kernel_size
+        fine = torch.arange(size, device=like.device)
+        place = self.factor * (coarse + self.border) + self.centre
+        weight = (1 - (fine[:, None] - place).abs() / self.factor).clamp(min=0)
+        matrix = weight[:, self.border : self.border + cells].clone()
+        if self.border:
+            matrix[:, 0] += weight[:, 0]
+            matrix[:, -1] += weight[:, -1]
+        return matrix.to(like.dtype)
+
+
+def fit(fine: Tensor, crop: int, height: int, width: int) -> Tensor:
+    """The ``height x width`` cells of ``fine`` that begin ``crop`` cells in, on both axes."""
+    return fine[..., crop : crop + height, crop : crop + width]

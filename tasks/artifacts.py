@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from logging import Logger, LoggerAdapter
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 from uuid import UUID
@@ -19,16 +20,14 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
-from prefect.exceptions import PrefectException
-from prefect.logging import get_logger
+from prefect.exceptions import MissingContextError, PrefectException
+from prefect.logging import get_logger, get_run_logger
 
 from tasks.markdown import image as image_markdown
 
 __all__ = ["Progress", "artifact_key", "image_markdown", "publish_markdown", "publish_table"]
 
 MAX_KEY_LENGTH = 100
-
-_logger = get_logger("artifacts")
 
 Result = TypeVar("Result")
 
@@ -187,5 +186,13 @@ def _attempt(publish: Callable[[], Result], key: str) -> Result | None:
     try:
         return publish()
     except (httpx.HTTPError, PrefectException) as error:
-        _logger.warning("artifact %s was not published: %s", key, error)
+        _logger().warning("artifact %s was not published: %s", key, error)
         return None
+
+
+def _logger() -> Logger | LoggerAdapter[Any]:
+    """The run's logger; in threads of the run's own, which know no run, Prefect's."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return get_logger("artifacts")

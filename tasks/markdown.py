@@ -19,8 +19,13 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+!|~$&-])")
 
 
 def escape(text: object) -> str:
-    """Text as Markdown shows it literally, on one line."""
-    return _SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
+    """Text as Markdown shows it literally, on one line.
+
+    Names of files that are no valid UTF-8 hold lone surrogates, which no page can carry:
+    they become question marks.
+    """
+    readable = str(text).encode("utf-8", "replace").decode("utf-8")
+    return _SPECIAL.sub(r"\\\1", " ".join(readable.split()))
 
 
 def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:

@@ -15,6 +15,10 @@ def test_escape_leaves_no_markup_and_one_line():
     assert markdown.escape("a|b\n<script>[x](y)") == r"a\|b \<script\>\[x\]\(y\)"
 
 
+def test_escape_makes_undecodable_file_names_fit_for_a_page():
+    assert markdown.escape("scene\udce9.jpg").encode("utf-8") == b"scene?.jpg"
+
+
 def test_table_escapes_pipes_and_aligns_numbers_right():
     text = markdown.table(["class", "IU"], [["road|kerb", "93.1 %"], ["sky", "–"]])
     assert text.splitlines() == [

@@ -10,7 +10,7 @@ an exception inside its ``with`` block commits the bytes written so far.
 
 import contextlib
 import errno
-import os
+import io
 import re
 import uuid
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from fsspec.core import get_filesystem_class, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
-from tasks import listing
+from tasks import durable, listing
 from tasks.listing import UNKNOWN_SIZE, Entry
 
 __all__ = [
@@ -30,12 +30,14 @@ __all__ = [
     "Entry",
     "StoreError",
     "create_bytes",
+    "create_file",
     "exists",
     "filesystem",
     "is_transient",
     "join",
     "list_entries",
     "local_path",
+    "open_input",
     "read_bytes",
     "redact",
     "remove",
@@ -47,6 +49,7 @@ _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*)://")
 _QUERY_IS_NAME = {"s3", "s3a", "gs", "gcs", "memory", "az", "abfs", "abfss"}
 _USER_IS_NAME = {"abfs", "abfss"}  # abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…
 _LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL}
+_BLOCK_SIZE = 1 << 20  # s3fs would read 50 MB ahead
 _REFUSED = {400, 401, 403, 405, 501}  # HTTP statuses that asking again does not change
 
 
@@ -140,8 +143,7 @@ def write_bytes(url: str, data: bytes) -> None:
     path = local_path(url)
     with _explained(url, "write"):
         if path is not None:
-            with _written_beside(path, data) as temporary:
-                temporary.replace(path)
+            durable.replace(path, io.BytesIO(data))
             return
         fs, remote = filesystem(url)
         fs.pipe_file(remote, data)
@@ -160,14 +162,43 @@ def create_bytes(url: str, data: bytes) -> bool:
     with _explained(url, "write"):
         try:
             if path is not None:
-                with _written_beside(path, data) as temporary:
-                    _link(temporary, path)
+                durable.create(path, io.BytesIO(data))
             else:
                 fs, remote = filesystem(url)
                 fs.pipe_file(remote, data, mode="create")
         except FileExistsError:
             return False
     return True
+
+
+def create_file(url: str, source: Path) -> bool:
+    """`create_bytes` of what the local file ``source`` holds, without reading it at once.
+
+    Raises:
+        StoreError: no permission, or a store that cannot be written.
+    """
+    path = local_path(url)
+    with _explained(url, "write"), source.open("rb") as file:
+        try:
+            if path is not None:
+                durable.create(path, file)
+            else:
+                fs, remote = filesystem(url)
+                fs.put_file(str(source), remote, mode="create")
+        except FileExistsError:
+            return False
+    return True
+
+
+def open_input(url: str) -> Any:
+    """A file object that reads ``url`` and seeks in it, a context manager.
+
+    Raises:
+        StoreError: nothing there, a folder, or no permission to read it.
+    """
+    fs, path = filesystem(url)
+    with _explained(url, "read"):
+        return fs.open(path, "rb", block_size=_BLOCK_SIZE)
 
 
 def remove(url: str) -> None:
@@ -247,40 +278,6 @@ def _split_glob(url: str) -> tuple[str, str]:
         if re.search(r"[*\[]" if web else r"[*?\[]", part):
             return "/".join(parts[:index]), "/".join(parts[index:])
     return url, ""
-
-
-@contextlib.contextmanager
-def _written_beside(path: Path, data: bytes) -> Iterator[Path]:
-    """A temporary file beside ``path`` that holds ``data`` on disk; gone afterwards."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{uuid.uuid4().hex}.tmp"  # short: names end at 255 bytes
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield temporary
-        folder = os.open(path.parent, os.O_RDONLY)  # the new name is on disk, too
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _link(temporary: Path, path: Path) -> None:
-    """Give the file its name unless the name is taken."""
-    try:
-        path.hardlink_to(temporary)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}:
-            raise
-        if path.exists():  # a file system without links: the rename replaces, whole
-            raise FileExistsError(path) from error
-        temporary.rename(path)
 
 
 @contextlib.contextmanager

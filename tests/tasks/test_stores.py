@@ -151,6 +151,17 @@ def test_create_leaves_what_is_there(prefix: str) -> None:
     assert stores.read_bytes(url) == b"third"
 
 
+def test_create_file_puts_what_a_local_file_holds(prefix: str, tmp_path: Path) -> None:
+    url = stores.join(prefix, "manifest", "x.parquet")
+    for data, created in [(b"first" * 1_000_000, True), (b"second", False)]:
+        (tmp_path / "source").write_bytes(data)
+        assert stores.create_file(url, tmp_path / "source") is created
+    assert stores.read_bytes(url) == b"first" * 1_000_000
+    with stores.open_input(url) as file:
+        file.seek(-3, 2)
+        assert file.read() == b"rst"
+
+
 def test_one_of_many_racing_writers_wins(prefix: str) -> None:
     url = stores.join(prefix, "part")
     data = [bytes([number]) * 100_000 for number in range(8)]

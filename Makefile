@@ -1,0 +1,62 @@
+# Every target installs what it needs first; the first call on a fresh machine takes a few
+# minutes, later calls skip the installation until pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+PORT ?= 4200
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+# State of the demo's embedded Prefect server and of `make ui`: the same place, so that the
+# demo's runs are on the page.
+export PREFECT_HOME ?= $(CURDIR)/.prefect
+export DO_NOT_TRACK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format bench ui constraints clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## Create .venv with everything for development in it
+
+demo: $(INSTALLED) ## Make a small dataset, train on it, segment a folder (a few minutes)
+	$(BIN)/python -m flows.demo
+
+test: $(INSTALLED) ## Run every test; needs no network, GPU or account
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## Check style, types and the floors
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED) ## Put the code into the one style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+ui: $(INSTALLED) ## Serve the Prefect UI with a worker and the deployments (PORT=4200)
+	@PORT=$(PORT) deployments/ui
+
+constraints: $(INSTALLED) ## Pin the newest versions that fit; then run make test
+	UV_CUSTOM_COMPILE_COMMAND="make constraints" $(BIN)/uv pip compile pyproject.toml \
+		--extra dev --upgrade --no-annotate --quiet --output-file constraints.txt
+
+clean: ## Remove what was installed and built, and the local Prefect state
+	rm -rf $(VENV) .prefect dist .mypy_cache .pytest_cache .ruff_cache .hypothesis \
+		.import_linter_cache
+
+# uv compiles to bytecode whatever PYTHONDONTWRITEBYTECODE says: uncompiled, Prefect takes
+# three times as long to start.
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt uv
+	UV_HTTP_TIMEOUT=300 $(BIN)/uv pip install --python $(BIN)/python --compile-bytecode \
+		--constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: Python 3.11 or later is needed, found: $$($(PYTHON) --version 2>&1);" \
+			"name another with make install PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)

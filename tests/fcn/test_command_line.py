@@ -1,0 +1,87 @@
+"""``python -m fcn predict`` on local files."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fcn
+from fcn.__main__ import main
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    torch.manual_seed(0)
+    classes = fcn.Classes.named(["sky", "road", "car"])
+    net = fcn.FCN("squeezenet1_1", num_classes=len(classes), stride=32)
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    fcn.save(fcn.Model(net, classes, fcn.InputSpec()), path)
+    return path
+
+
+@pytest.fixture
+def photo(tmp_path, rng):
+    path = tmp_path / "photo.jpg"
+    Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(path)
+    return path
+
+
+def predict(*images, model, out):
+    return main(["predict", *map(str, images), "--model", str(model), "--out", str(out)])
+
+
+def test_mask_and_overlay_have_the_size_of_the_image(photo, model_path, tmp_path, capsys):
+    out = tmp_path / "new" / "out"
+    assert predict(photo, model=model_path, out=out) == 0
+    mask = Image.open(out / "photo.png")
+    assert (mask.mode, mask.size) == ("P", (60, 40))
+    (label,) = fcn.Predictor(fcn.load(model_path))([np.asarray(Image.open(photo))])
+    np.testing.assert_array_equal(np.asarray(mask), label)
+    assert Image.open(out / "photo-overlay.jpg").size == (60, 40)
+    assert str(out / "photo.png") in capsys.readouterr().out
+
+
+def test_a_bad_image_is_reported_and_the_others_go_on(photo, model_path, tmp_path, capsys):
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(photo.read_bytes()[:300])
+    absent = tmp_path / "absent.jpg"
+    assert predict(bad, absent, photo, model=model_path, out=tmp_path / "out") == 1
+    errors = capsys.readouterr().err
+    assert f"error: {bad}: " in errors
+    assert str(absent) in errors
+    assert "error: 2 of 3 images failed" in errors
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "photo-overlay.jpg",
+        "photo.png",
+    ]
+
+
+@pytest.mark.parametrize("model", ["absent.safetensors", "corrupt.safetensors"])
+def test_a_model_that_cannot_be_loaded_is_a_bad_argument(model, photo, tmp_path, capsys):
+    (tmp_path / "corrupt.safetensors").write_bytes(b"not a model")
+    with pytest.raises(SystemExit) as stop:
+        predict(photo, model=tmp_path / model, out=tmp_path / "out")
+    assert stop.value.code == 2
+    assert model in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_two_images_of_one_name_are_refused(photo, model_path, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        predict(photo, tmp_path / "other" / "photo.png", model=model_path, out=tmp_path / "out")
+    assert stop.value.code == 2
+    assert "2 images would be written as" in capsys.readouterr().err
+
+
+def test_an_image_is_never_overwritten_by_its_mask(model_path, tmp_path, capsys):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    image = tmp_path / "image.png"
+    image.write_bytes(buffer.getvalue())
+    with pytest.raises(SystemExit) as stop:
+        predict(image, model=model_path, out=tmp_path)
+    assert stop.value.code == 2
+    assert f"would overwrite {image}" in capsys.readouterr().err
+    assert image.read_bytes() == buffer.getvalue()

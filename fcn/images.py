@@ -1,0 +1,209 @@
+"""Image bytes to pixels: any size, any origin, one kind of error.
+
+Plain JPEGs are decoded by simplejpeg where it is installed (faster, frees the interpreter
+lock, notices damage), everything else by Pillow: AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM,
+QOI, TGA, TIFF, WebP. Both give the same pixels. All functions may be called from many threads.
+
+Damage that a format can show is an error: cut files, undecodable data, PNG checksums and,
+with simplejpeg, JPEG entropy data. Uncompressed formats have no checksum.
+"""
+
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageFile
+
+from fcn.errors import CorruptImage, TruncatedImage, UnsupportedImage
+from fcn.pillow import JPEG_END, MAX_PIXELS, check_size, image_error, opened
+
+try:
+    import simplejpeg
+except ImportError:  # it comes with the extra `pipeline`
+    simplejpeg = None
+
+__all__ = ["MAX_PIXELS", "DecodedImage", "decode_image", "image_size"]
+
+# How to turn stored pixels upright, by EXIF orientation.
+_UPRIGHT: dict[object, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels, 1),
+}
+_TURNED = frozenset({5, 6, 7, 8})  # orientations that swap height and width
+
+# Without one of these no file but a TIFF has an orientation.
+_EXIF_MARKS = (b"Exif", b"eXIf", b"EXIF", b"type exif", b"tiff:Orientation")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DecodedImage:
+    """An upright image.
+
+    Attributes:
+        pixels: RGB, H x W x 3, contiguous and writable.
+        truncated: The bytes ended early; the rest of the pixels is the decoder's filling
+            (gray in JPEGs, black elsewhere).
+    """
+
+    pixels: NDArray[np.uint8]
+    truncated: bool
+
+
+def decode_image(
+    data: bytes, *, max_pixels: int = MAX_PIXELS, lenient: bool = False
+) -> DecodedImage:
+    """Decode an image as people see it: RGB, EXIF orientation applied.
+
+    Gray becomes RGB, 16-bit gray is scaled to 8 bits, alpha is dropped, CMYK converted; of
+    several frames the first is taken.
+
+    Args:
+        data: The file's bytes.
+        max_pixels: Limit of height x width, checked on the header before decoding.
+        lenient: Accept a file that ends early, as far as it goes.
+
+    Raises:
+        EmptyImage: zero bytes.
+        UnsupportedImage: a format no decoder knows, or pixels without a known range.
+        CorruptImage: a known format, damaged.
+        TruncatedImage: a known format, cut short; with `lenient`, cut before the first pixel.
+        ImageTooLarge: more pixels than `max_pixels`, than Pillow allows, or than memory holds.
+    """
+    if simplejpeg is not None and data.startswith(b"\xff\xd8\xff"):
+        decoded = _decode_plain_jpeg(data, max_pixels, lenient)
+        if decoded is not None:
+            return decoded
+    return _decode_with_pillow(data, max_pixels, lenient)
+
+
+def image_size(data: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Height and width that `decode_image` gives, read from the header.
+
+    Raises:
+        ImageError: as `decode_image`, as far as the header shows it.
+    """
+    with opened(data, max_pixels) as image:
+        width, height = image.size
+        # Pillow gives the size of a TIFF upright already.
+        turned = image.format != "TIFF" and _orientation(image, data) in _TURNED
+    return (width, height) if turned else (height, width)
+
+
+def check_png(data: bytes) -> None:
+    """Compare the checksums of a PNG's pixel data, which Pillow skips.
+
+    Raises:
+        CorruptImage: a checksum does not fit.
+    """
+    view, offset = memoryview(data), 8
+    while offset + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, offset)
+        end = offset + 8 + length
+        if kind == b"IDAT" and end + 4 <= len(data):
+            (checksum,) = struct.unpack_from(">I", data, end)
+            if zlib.crc32(view[offset + 4 : end]) != checksum:
+                raise CorruptImage(
+                    f"corrupt PNG: wrong checksum of the pixel data at byte {offset:,}"
+                )
+        offset = end + 4
+
+
+def _decode_plain_jpeg(data: bytes, max_pixels: int, lenient: bool) -> DecodedImage | None:
+    """Decode a gray or RGB JPEG; None for what Pillow must look at."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+    except ValueError:
+        return None
+    if colours not in {"YCbCr", "RGB", "Gray"}:
+        return None
+    check_size(height, width, max_pixels)
+    truncated = False
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGB")
+    except (ValueError, MemoryError) as error:
+        found = image_error(error, data)
+        truncated = lenient and isinstance(found, TruncatedImage)
+        if not truncated and "Corrupt JPEG data" not in str(error):
+            return None
+        if not truncated:
+            raise found from error
+        pixels = simplejpeg.decode_jpeg(data, "RGB", strict=False)
+    return DecodedImage(pixels=_upright(pixels, _jpeg_orientation(data)), truncated=truncated)
+
+
+def _decode_with_pillow(data: bytes, max_pixels: int, lenient: bool) -> DecodedImage:
+    with opened(data, max_pixels) as image:
+        if image.format == "PNG":
+            check_png(data)
+        truncated = _load(image, lenient)
+        if truncated and image.format in {"JPEG", "MPO"}:
+            # What Pillow's process-wide LOAD_TRUNCATED_IMAGES does: give the file its end.
+            ended = _decode_with_pillow(data + JPEG_END, max_pixels, lenient=False)
+            return DecodedImage(pixels=ended.pixels, truncated=True)
+        # The orientation comes last: loading a TIFF applies it and removes it.
+        return DecodedImage(
+            pixels=_upright(_rgb(image), _orientation(image, data)), truncated=truncated
+        )
+
+
+def _load(image: ImageFile.ImageFile, lenient: bool) -> bool:
+    """Decode the pixels; True if they end early and that is accepted."""
+    try:
+        image.load()
+    except OSError as error:
+        if not lenient or "truncated" not in str(error):
+            raise
+        image.tile = []  # nothing more to read: keep the rows that were decoded
+        return True
+    return False
+
+
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Pixels of a decoded image, H x W x 3, without alpha."""
+    if image.mode == "F":
+        raise UnsupportedImage("floating-point pixels have no known range; convert them to 8 bits")
+    if image.mode.startswith("I"):
+        return np.repeat(_eight_bits(np.asarray(image))[:, :, None], 3, axis=2)
+    image.info.pop("transparency", None)  # Pillow would look for its colour in the palette
+    if image.mode in {"PA", "La", "RGBa"}:
+        image = image.convert({"PA": "RGBA", "La": "LA", "RGBa": "RGBA"}[image.mode])
+    return np.array(image.convert("RGB"))
+
+
+def _eight_bits(gray: NDArray[Any]) -> NDArray[np.uint8]:
+    """16-bit gray scaled to 8 bits; Pillow's own conversion cuts off above 255."""
+    low, high = int(gray.min()), int(gray.max())
+    if low < 0 or high > 65535:
+        raise UnsupportedImage(f"gray values from {low} to {high}; at most 16 bits are known")
+    return ((gray.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _upright(pixels: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
+    turn = _UPRIGHT.get(orientation)
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+
+
+def _jpeg_orientation(data: bytes) -> object:
+    if not any(mark in data for mark in _EXIF_MARKS):
+        return 1
+    with opened(data, MAX_PIXELS) as image:
+        return _orientation(image, data)
+
+
+def _orientation(image: Image.Image, data: bytes) -> object:
+    """EXIF orientation; 1, upright, where there is none that can be read."""
+    if image.format != "TIFF" and not any(mark in data for mark in _EXIF_MARKS):
+        return 1  # spares asking Pillow, which for a PNG decodes the pixels
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except (SyntaxError, ValueError, TypeError, LookupError, OSError, struct.error):
+        return 1

@@ -15,7 +15,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from fsspec.core import get_filesystem_class, url_to_fs
@@ -35,6 +35,7 @@ __all__ = [
     "filesystem",
     "is_transient",
     "join",
+    "kind_of",
     "list_entries",
     "local_path",
     "open_input",
@@ -42,6 +43,7 @@ __all__ = [
     "redact",
     "remove",
     "require_writable",
+    "split_glob",
     "write_bytes",
 ]
 
@@ -234,19 +236,44 @@ def list_entries(url: str) -> Iterator[Entry]:
     Raises:
         StoreError: nothing at this URL, no permission to list it; also while iterating.
     """
+    kind = kind_of(url)
+    if kind == "glob":
+        prefix, pattern = split_glob(url)
+        matches = re.compile(glob_translate(pattern)).match
+        return (entry for entry in list_entries(f"{prefix}/") if matches(entry.key))
+    fs, path = filesystem(url)
+    with _explained(url, "list"):
+        if kind == "object":
+            return iter([listing.single(fs, path, url)])
+        return _explained_entries(listing.walk(fs, path, url.rstrip("/")), url)
+
+
+def kind_of(url: str) -> Literal["prefix", "object", "glob"]:
+    """What `list_entries` takes ``url`` for.
+
+    Raises:
+        StoreError: nothing at this URL, or no permission to look.
+    """
+    if url.endswith("/"):
+        return "prefix"
     fs, path = filesystem(url)
     with _explained(url, "list"):
         try:
-            kind = "directory" if url.endswith("/") else fs.info(path)["type"]
-            if kind != "directory":
-                return iter([listing.single(fs, path, url)])
-            return _explained_entries(listing.walk(fs, path, url.rstrip("/")), url)
+            return "prefix" if fs.info(path)["type"] == "directory" else "object"
         except FileNotFoundError:
-            prefix, pattern = _split_glob(url)
-            if not pattern:
+            if not split_glob(url)[1]:
                 raise
-    matches = re.compile(glob_translate(pattern)).match
-    return (entry for entry in list_entries(f"{prefix}/") if matches(entry.key))
+    return "glob"
+
+
+def split_glob(url: str) -> tuple[str, str]:
+    """The folders before the first wildcard, and the pattern from there on ("" for none)."""
+    web = url.startswith(("http://", "https://"))  # where "?" begins a query
+    parts = url.split("/")
+    for index, part in enumerate(parts):
+        if re.search(r"[*\[]" if web else r"[*?\[]", part):
+            return "/".join(parts[:index]), "/".join(parts[index:])
+    return url, ""
 
 
 def is_transient(error: BaseException) -> bool:
@@ -268,16 +295,6 @@ def is_transient(error: BaseException) -> bool:
 def _explained_entries(entries: Iterator[Entry], url: str) -> Iterator[Entry]:
     with _explained(url, "list"):
         yield from entries
-
-
-def _split_glob(url: str) -> tuple[str, str]:
-    """The folders before the first wildcard, and the pattern from there on ("" for none)."""
-    web = url.startswith(("http://", "https://"))  # where "?" begins a query
-    parts = url.split("/")
-    for index, part in enumerate(parts):
-        if re.search(r"[*\[]" if web else r"[*?\[]", part):
-            return "/".join(parts[:index]), "/".join(parts[index:])
-    return url, ""
 
 
 @contextlib.contextmanager

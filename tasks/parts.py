@@ -1,0 +1,212 @@
+"""Parts: what a run has written, one Parquet file per shard, one row per image.
+
+::
+
+    parts/run=00000/part-00042.parquet      the rows of shard 42, in manifest order
+    _index.json                             what there is; written last
+
+A part is made in memory and put as one object under a name fixed by the manifest, unless
+the name is taken: it exists whole or not at all, and the first writer wins. Nothing else
+says that a shard is done.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+from fcn.classes import Classes
+from tasks import stores
+from tasks.part_file import Part, read_card
+from tasks.reading import READ_ERRORS
+from tasks.stores import StoreError
+
+INDEX_NAME = "_index.json"
+INDEX_FORMAT = 1
+
+_PART = re.compile(r"run=(\d{5,})/part-(\d{5,})\.parquet")
+_READERS = 16
+
+
+def part_name(run: int, number: int) -> str:
+    """Where the part of a shard is, below the output."""
+    return f"parts/run={run:05d}/part-{number:05d}.parquet"
+
+
+def part_url(output_url: str, run: int, number: int) -> str:
+    """Where the part of a shard is."""
+    return stores.join(output_url, part_name(run, number))
+
+
+def listed(output_url: str) -> dict[int, list[int]]:
+    """Numbers of the parts there are, by run, in order: one listing.
+
+    Raises:
+        StoreError: the output cannot be listed.
+    """
+    found: dict[int, list[int]] = {}
+    folder = stores.join(output_url, "parts")
+    if stores.exists(folder):
+        for entry in stores.list_entries(folder):
+            if match := _PART.fullmatch(entry.key):
+                found.setdefault(int(match[1]), []).append(int(match[2]))
+    return {run: sorted(numbers) for run, numbers in sorted(found.items())}
+
+
+def committed(output_url: str) -> list[Part]:
+    """The card of every part there is, from the index where it has it, else from its footer.
+
+    Raises:
+        StoreError: the output cannot be listed, or a part is none of ours.
+    """
+    known = {(part.run, part.number): part for part in _indexed(output_url)}
+    there = [(run, number) for run, numbers in listed(output_url).items() for number in numbers]
+    with ThreadPoolExecutor(_READERS) as threads:
+        return list(threads.map(lambda at: known.get(at) or _card(output_url, *at), there))
+
+
+def write_index(output_url: str, classes: Classes) -> list[Part]:
+    """Write ``_index.json`` off the parts there are, and return their cards.
+
+    Raises:
+        StoreError: the output cannot be listed or written.
+    """
+    parts = committed(output_url)
+    index = {
+        "format": INDEX_FORMAT,
+        "run": parts[-1].run,
+        "run_digest": parts[-1].run_digest,
+        "rows": sum(part.rows for part in parts),
+        "counts": {
+            status: sum(getattr(part, status) for part in parts)
+            for status in ("ok", "partial", "failed")
+        },
+        "classes": classes.to_json(),
+        "palette": classes.palette,
+        "ignore_index": classes.ignore_index,
+        "parts": [{"path": part_name(part.run, part.number), **asdict(part)} for part in parts],
+    }
+    data = json.dumps(index, ensure_ascii=False, indent=1).encode()
+    stores.write_bytes(stores.join(output_url, INDEX_NAME), data)
+    return parts
+
+
+def is_indexed(output_url: str) -> bool:
+    """Whether the index names every part there is."""
+    there = {(run, number) for run, numbers in listed(output_url).items() for number in numbers}
+    return there == {(part.run, part.number) for part in _indexed(output_url)}
+
+
+def read(output_url: str) -> ds.Dataset:
+    """The newest committed row of every key, read lazily: a part's columns, and ``run``.
+
+    A plain reader of ``parts/**/*.parquet`` sees the rows of all runs; this one leaves out
+    those that a newer run has done again. Where there are several runs, memory holds the
+    keys of all of them.
+
+    Raises:
+        StoreError: there are no parts, or they cannot be read.
+    """
+    there = listed(output_url)
+    if not there:
+        raise StoreError(f"no parts at {stores.redact(output_url)}: no output of predict")
+    newer: set[str] = set()
+    places: list[tuple[int, str]] = []
+    current: pc.Expression = pc.scalar(True)
+    for run in sorted(there, reverse=True):
+        urls = [part_url(output_url, run, number) for number in there[run]]
+        keys = _keys(urls) if len(there) > 1 else [set() for _ in urls]
+        if replaced := newer.intersection(*[set().union(*keys)]):
+            # a part whose rows were all done again is not even opened
+            urls = [url for url, part in zip(urls, keys, strict=True) if not part <= newer]
+            old = pc.field("key").isin(pa.array(sorted(replaced), pa.string()))
+            current &= ~((pc.field("run") == run) & old)
+        places += [(run, url) for url in urls]
+        newer.update(*keys)
+    return _dataset(sorted(places)).filter(current)
+
+
+def failures(output_url: str, run: int, limit: int) -> list[dict[str, Any]]:
+    """The first failed rows of a run: key, error_class, error."""
+    places = [
+        (run, part_url(output_url, run, part.number))
+        for part in committed(output_url)
+        if part.run == run and part.failed
+    ]
+    if not places:
+        return []
+    failed = _dataset(places).filter(pc.field("status") == "failed")
+    return failed.head(limit, columns=["key", "error_class", "error"]).to_pylist()
+
+
+def unread_keys(output_url: str, part: Part) -> set[str]:
+    """Keys of a part whose bytes could not be had."""
+    if not part.unread:
+        return set()
+    with stores.open_input(part_url(output_url, part.run, part.number)) as file:
+        table = pq.read_table(file, columns=["key", "error_class"])
+    unread = pc.is_in(table["error_class"], pa.array(READ_ERRORS))
+    return _texts(table.filter(unread)["key"])
+
+
+def _dataset(places: Sequence[tuple[int, str]]) -> ds.Dataset:
+    """The rows of parts, each given as its run and URL."""
+    columns: "dict[str, pa.Field[Any]]" = {}
+    for url in dict(places).values():  # one of each run: their mask columns may differ
+        with stores.open_input(url) as file:
+            columns |= {column.name: column for column in pq.read_schema(file)}
+    fs, _ = stores.filesystem(places[0][1])
+    return ds.FileSystemDataset.from_paths(
+        [stores.filesystem(url)[1] for _, url in places],
+        schema=pa.schema([*columns.values(), pa.field("run", pa.int32())]),
+        format=ds.ParquetFileFormat(),
+        filesystem=PyFileSystem(FSSpecHandler(fs)),  # type: ignore[abstract]
+        partitions=[pc.field("run") == run for run, _ in places],
+    )
+
+
+def _keys(urls: Sequence[str]) -> list[set[str]]:
+    """The keys of each part."""
+
+    def keys(url: str) -> set[str]:
+        with stores.open_input(url) as file:
+            return _texts(pq.read_table(file, columns=["key"])["key"])
+
+    with ThreadPoolExecutor(_READERS) as threads:
+        return list(threads.map(keys, urls))
+
+
+def _texts(column: "pa.ChunkedArray[Any]") -> set[str]:
+    return {str(value) for value in column.to_pylist()}
+
+
+def _indexed(output_url: str) -> list[Part]:
+    """What the index says; nothing where there is none."""
+    url = stores.join(output_url, INDEX_NAME)
+    if not stores.exists(url):
+        return []
+    try:
+        rows = json.loads(stores.read_bytes(url))["parts"]
+        return [Part(**{name: row[name] for name in Part.__dataclass_fields__}) for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreError(
+            f"{stores.redact(url)} is no index of ours ({error!r}); remove it to have it "
+            "written anew"
+        ) from error
+
+
+def _card(output_url: str, run: int, number: int) -> Part:
+    url = part_url(output_url, run, number)
+    with stores.open_input(url) as file:
+        try:
+            return read_card(file)
+        except (ValueError, TypeError) as error:
+            raise StoreError(f"{stores.redact(url)} is no part of ours: {error}") from error

@@ -1,0 +1,133 @@
+"""How a collection is segmented: the settings of `predict`, and the digest of a run."""
+
+import hashlib
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from fcn.device import Precision
+from fcn.images import MAX_PIXELS
+from fcn.masks import MaskFormat
+
+Sink = Literal["parquet", "png"]
+
+IMAGE_PATTERNS = (
+    *("*.avif", "*.bmp", "*.gif", "*.jp2", "*.j2k", "*.jpg", "*.jpeg", "*.jpe", "*.pgm"),
+    *("*.png", "*.pnm", "*.ppm", "*.qoi", "*.tga", "*.tif", "*.tiff", "*.webp"),
+)
+"""Names of files that hold images, in the formats that `fcn.decode_image` reads."""
+
+ROW_FORMAT = 1
+"""Raised whenever the same image and model would give another row."""
+
+
+class PredictConfig(BaseModel):
+    """Settings of `predict`. The defaults suit a few thousand photographs on one machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    images_per_shard: int = Field(
+        1000,
+        ge=1,
+        le=100_000,
+        description="Images of a shard, the unit of work, retry and resume: one Parquet part. "
+        "Fixed by the first run over an output; an unfinished run goes on with its own.",
+    )
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="Images of the same size through the network at once; empty: 1 on a CPU, "
+        "where more gain nothing, 8 on a GPU.",
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="Where the network runs: auto (a GPU where there is one), cpu, cuda, cuda:1.",
+    )
+    precision: Precision = Field(
+        "auto",
+        description="The network's arithmetic; auto is bf16 on a GPU, fp32 elsewhere.",
+    )
+    backend: Literal["torch"] = Field("torch", description="What runs the network.")
+    mask_format: MaskFormat = Field(
+        "png",
+        description="Masks in the parts: png, palette PNG whose indices are class ids; rle, run "
+        "lengths, about 40 % smaller, read by fcn.decode_mask.",
+    )
+    sinks: tuple[Sink, ...] = Field(
+        ("parquet",),
+        min_length=1,
+        description="Where masks go: parquet, into the parts; png, to one object per image, "
+        "masks/KEY.png. Rows about every image are in the parts in any case.",
+    )
+    tile_size: int | None = Field(
+        None,
+        ge=64,
+        description="Side of the square tiles, in pixels, that larger images are cut into for "
+        "the network; empty: automatic above a size. Masks do not depend on it.",
+    )
+    max_image_pixels: int = Field(
+        MAX_PIXELS,
+        ge=1,
+        le=2**31,
+        description="Images with more pixels, by their header, become failed rows undecoded.",
+    )
+    max_failed: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Largest share of failed images with which the run still succeeds. Parts "
+        "are kept in any case.",
+    )
+    include: tuple[str, ...] = Field(
+        IMAGE_PATTERNS,
+        min_length=1,
+        description="Which objects below a prefix are images: shell patterns, matched without "
+        "case against the file name, or against the whole key where the pattern has a slash. "
+        "A glob or a single object as collection_url is taken as it is.",
+    )
+    exclude: tuple[str, ...] = Field(
+        (), description="Objects to leave out, in patterns like those of include."
+    )
+    lenient: bool = Field(
+        False,
+        description="Segment truncated images as far as they go, with status partial; "
+        "otherwise they are failed rows.",
+    )
+    concurrency: int = Field(
+        2,
+        ge=1,
+        le=32,
+        description="Shards in work at once. The network takes one batch at a time; meanwhile "
+        "other shards read, decode and write.",
+    )
+
+    @model_validator(mode="after")
+    def _run_lengths_have_a_place(self) -> "PredictConfig":
+        if self.mask_format == "rle" and "parquet" not in self.sinks:
+            raise ValueError("mask_format='rle' needs the parquet sink; png objects are PNG")
+        return self
+
+
+def run_digest(model_digest: str, config: PredictConfig) -> str:
+    """Digest of everything that decides a row beside the image: 64 hex digits.
+
+    Two runs with the same digest give the same row for the same image bytes, so what one
+    has done the other need not do.
+
+    Args:
+        model_digest: SHA-256 of the model file.
+        config: Settings; those that change no row (batch size, device, …) do not count.
+    """
+    decisive = {
+        "row_format": ROW_FORMAT,
+        "model": model_digest,
+        "mask_format": config.mask_format,
+        "sinks": sorted(set(config.sinks)),
+        "precision": config.precision,
+        "max_image_pixels": config.max_image_pixels,
+        "lenient": config.lenient,
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

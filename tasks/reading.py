@@ -1,0 +1,100 @@
+"""Bytes of many objects at once: what could be read, and for the rest the reason."""
+
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from tasks import stores
+from tasks.stores import UNKNOWN_SIZE, Entry
+
+ATTEMPTS = 4
+FIRST_DELAY = 0.5
+"""Seconds before the second attempt; doubled each time, times a random 0.5..1.5."""
+
+
+class ReadError(Exception):
+    """An object whose bytes could not be had; another run tries again."""
+
+
+class ObjectVanished(ReadError):  # noqa: N818 - a row's error_class
+    """An object that was listed and is gone."""
+
+
+class ObjectChanged(ReadError):  # noqa: N818 - a row's error_class
+    """An object of another size than was listed."""
+
+
+class ReadFailed(ReadError):  # noqa: N818 - a row's error_class
+    """An object that its store would not give."""
+
+
+READ_ERRORS = tuple(error.__name__ for error in (ObjectVanished, ObjectChanged, ReadFailed))
+
+
+def read_objects(entries: Sequence[Entry], *, concurrency: int = 32) -> list[bytes | ReadError]:
+    """The bytes of each object, or why they could not be had, in the same order.
+
+    What may be cured by trying again is tried `ATTEMPTS` times, with growing pauses. When
+    nothing at all could be read for such a reason, it is the store that is out, not the
+    objects: then the store's own error is raised, for the shard to be tried again later.
+
+    Args:
+        entries: What to read, all in one store, with the sizes they were listed with.
+        concurrency: Objects in flight at once.
+
+    Raises:
+        OSError: or an error of the store's client: the store is out.
+    """
+    found = _read_once(entries, concurrency)
+    for attempt in range(ATTEMPTS - 1):
+        again = [index for index, data in enumerate(found) if _may_be_cured(data)]
+        if not again:
+            break
+        time.sleep(FIRST_DELAY * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311
+        once_more = _read_once([entries[index] for index in again], concurrency)
+        for index, data in zip(again, once_more, strict=True):
+            found[index] = data
+    if found and all(_may_be_cured(data) for data in found):
+        raise found[0]  # type: ignore[misc]
+    return [_checked(entry, data) for entry, data in zip(entries, found, strict=True)]
+
+
+def _may_be_cured(data: bytes | BaseException) -> bool:
+    return isinstance(data, BaseException) and stores.is_transient(data)
+
+
+def _read_once(entries: Sequence[Entry], concurrency: int) -> list[bytes | BaseException]:
+    """One attempt at each object."""
+    if not entries:
+        return []
+    fs, _ = stores.filesystem(entries[0].url)
+    paths = [stores.filesystem(entry.url)[1] for entry in entries]
+    # a byte more than was listed, to notice that an object grew; the range saves s3fs a HEAD
+    ends = [None if entry.size == UNKNOWN_SIZE else entry.size + 1 for entry in entries]
+    if fs.async_impl and None not in ends:
+        return list(fs.cat_ranges(paths, 0, ends, batch_size=concurrency, on_error="return"))
+    with ThreadPoolExecutor(concurrency) as threads:
+        return list(threads.map(lambda path, end: _read_one(fs, path, end), paths, ends))
+
+
+def _read_one(fs: Any, path: str, end: int | None) -> bytes | BaseException:
+    try:
+        return bytes(fs.cat_file(path, 0 if end else None, end))
+    except Exception as error:  # noqa: BLE001 - becomes the reason in the image's row
+        return error
+
+
+def _checked(entry: Entry, data: bytes | BaseException) -> bytes | ReadError:
+    if isinstance(data, FileNotFoundError):
+        return ObjectVanished("gone since it was listed")
+    if isinstance(data, BaseException):
+        return ReadFailed(f"{type(data).__name__}: {data}")
+    if entry.size not in (UNKNOWN_SIZE, len(data)):
+        more = "more than " if len(data) > entry.size else ""
+        size = min(len(data), entry.size) if more else len(data)
+        return ObjectChanged(
+            f"{more}{size:,} bytes where {entry.size:,} were listed: changed since"
+        )
+    return data

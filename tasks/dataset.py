@@ -40,16 +40,18 @@ class DatasetError(Exception):
 class Finding:
     """One thing the audit found: what, where, how much of it.
 
-    ``file`` is the path inside the source, or the class name for a class that never
-    occurs. ``count`` counts pixels or files, as ``text`` says. The sample of an error is
-    not in the dataset; the sample of a warning is.
+    ``file`` is the path inside the source; ``key`` and ``split`` are those of the sample,
+    empty where there is none. ``count`` counts pixels or files, as ``text`` says. The sample
+    of an error is not in the dataset; the sample of a warning is.
     """
 
     kind: str
     severity: Severity
-    file: str
-    count: int
     text: str
+    count: int = 1
+    file: str = ""
+    key: str = ""
+    split: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,11 @@ there and ``dataset.json`` last; until then a file ``.incomplete`` stands beside
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -138,23 +139,36 @@ class _StagedSplit:
 
 
 class Staging:
-    """A dataset in the making, in the local folder ``folder``.
+    """A dataset in the making, in a temporary folder of its own, which ends with the context.
 
-    ``add`` takes rows of any split in any order; ``publish`` puts the dataset at its URL.
+    ::
+
+        with Staging(classes) as staging:
+            staging.add("train", row)                # any split, in any order
+            staging.publish(dataset_url, source="…")
+
+    The folder lies where ``TMPDIR`` says and needs as much room as the dataset.
     """
 
-    def __init__(
-        self, folder: Path, classes: Classes, *, max_file_bytes: int = MAX_FILE_BYTES
-    ) -> None:
+    def __init__(self, classes: Classes, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
         self.classes = classes
-        self._folder = folder
+        self._folder = TemporaryDirectory(prefix="fcn-flows-ingest-")
         self._max_file_bytes = max_file_bytes
         self._splits: dict[str, _StagedSplit] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for split in self._splits.values():
+            split.close()
+        self._folder.cleanup()
 
     def add(self, split: str, row: Row) -> None:
         """Write one row."""
         if split not in self._splits:
-            self._splits[split] = _StagedSplit(self._folder, split, self._max_file_bytes)
+            folder = Path(self._folder.name)
+            self._splits[split] = _StagedSplit(folder, split, self._max_file_bytes)
         self._splits[split].add(row)
 
     @property
@@ -167,9 +181,8 @@ class Staging:
         dataset_url: str,
         *,
         source: str,
-        audit: Iterable[Finding] = (),
+        audit: Sequence[Finding] = (),
         settings: Mapping[str, Any] | None = None,
-        left_out: Mapping[str, int] | None = None,
         overwrite: bool = False,
     ) -> tuple[DatasetInfo, bool]:
         """Put the dataset at ``dataset_url``; ``dataset.json`` last.
@@ -193,7 +206,7 @@ class Staging:
             url=dataset_url,
             classes=self.classes,
             splits={
-                name: _split(self._splits[name], (left_out or {}).get(name, 0))
+                name: _split(self._splits[name], audit)
                 for name in sorted(self._splits, key=_split_order)
             },
             source=source,
@@ -228,7 +241,8 @@ class Staging:
             stores.remove(url)
         for name, split in info.splits.items():
             for path, file_name in zip(self._splits[name].paths, split.files, strict=True):
-                stores.write_bytes(stores.join(info.url, file_name), path.read_bytes())
+                if not stores.create_file(stores.join(info.url, file_name), path):
+                    raise DatasetError(f"another ingest is writing to {stores.redact(info.url)}")
         stores.write_bytes(listing, json.dumps(info.to_json(), indent=1).encode())
         stores.remove(marker)
 
@@ -270,7 +284,8 @@ def _data_files(dataset_url: str) -> list[str]:
     return [e.url for e in stores.list_entries(folder) if _DATA_FILE.fullmatch(e.key)]
 
 
-def _split(staged: _StagedSplit, left_out: int) -> Split:
+def _split(staged: _StagedSplit, audit: Sequence[Finding]) -> Split:
+    bad = {f.key for f in audit if f.severity == "error" and f.split == staged.name}
     total = len(staged.paths)
     *class_pixels, ignored = (int(count) for count in np.atleast_1d(staged.pixels))
     return Split(
@@ -279,7 +294,7 @@ def _split(staged: _StagedSplit, left_out: int) -> Split:
         files=tuple(f"data/{staged.name}-{i:05d}-of-{total:05d}.parquet" for i in range(total)),
         class_pixels=tuple(class_pixels),
         ignored_pixels=ignored,
-        left_out=left_out,
+        left_out=len(bad),
     )
 
 

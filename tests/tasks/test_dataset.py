@@ -28,22 +28,22 @@ def row(index: int, size: int = 10) -> Row:
     )
 
 
-def publish(folder: Path, url: str, num_rows: int = 150) -> None:
-    folder.mkdir()
-    staging = Staging(folder, CLASSES, max_file_bytes=1000)
-    for index in range(num_rows):
-        staging.add("train", row(index))
-    staging.add("val", row(999))
-    finding = Finding(kind="unknown_class", severity="error", file="a.png", count=3, text="t")
-    staging.publish(
-        url, source="s3://b/x", audit=[finding], settings={"seed": 1}, left_out={"train": 2}
-    )
+def publish(url: str, num_rows: int = 150) -> None:
+    findings = [
+        Finding(kind=kind, severity="error", text="t", file="a.png", key="a", split="train")
+        for kind in ("unknown_class", "size_mismatch")
+    ]
+    with Staging(CLASSES, max_file_bytes=1000) as staging:
+        for index in range(num_rows):
+            staging.add("train", row(index))
+        staging.add("val", row(999))
+        staging.publish(url, source="s3://b/x", audit=findings, settings={"seed": 1})
 
 
 @pytest.fixture
 def dataset_url(tmp_path: Path) -> str:
     url = str(tmp_path / "dataset")
-    publish(tmp_path / "staging", url)
+    publish(url)
     return url
 
 
@@ -52,7 +52,7 @@ def test_info_says_what_was_published(dataset_url: str) -> None:
     assert info.classes == CLASSES
     assert list(info.splits) == ["train", "val"]
     train = info.splits["train"]
-    assert (train.rows, train.left_out) == (150, 2)
+    assert (train.rows, train.left_out) == (150, 1)  # one sample, two reasons
     assert (train.class_pixels, train.ignored_pixels) == ((600, 150), 150)
     assert train.files[0] == f"data/train-00000-of-{len(train.files):05d}.parquet"
     assert len(train.files) > 1
@@ -89,7 +89,7 @@ def test_samples_cross_to_spawned_processes(dataset_url: str, tmp_path: Path) ->
 
 def test_samples_come_from_s3(s3, tmp_path: Path) -> None:
     url = s3.new_bucket() + "/set"
-    publish(tmp_path / "staging", url)
+    publish(url)
     samples = open_split(read_info(url), "val", tmp_path / "cache")
     assert [sample.key for sample in samples] == ["train/999"]
 

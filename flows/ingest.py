@@ -1,0 +1,52 @@
+"""The flow that makes a dataset of a folder of images and masks."""
+
+from prefect import flow
+
+from tasks.dataset import DatasetInfo
+from tasks.ingest import IngestConfig, audit_source, list_source, publish_dataset, run_name
+from tasks.layouts import Layout
+from tasks.staging import Staging
+
+
+@flow(name="ingest", flow_run_name=run_name)
+def ingest(
+    source_url: str,
+    dataset_url: str,
+    layout: Layout = "auto",
+    classes: list[str] | str | None = None,
+    config: IngestConfig = IngestConfig(),  # noqa: B008 - frozen
+) -> DatasetInfo:
+    """Audit images and their masks, and write them as a dataset of Parquet files.
+
+    Every sample is read, decoded and checked before anything is written: masks of another
+    size than their image, values that are no class, unreadable files, images without masks,
+    images in two splits. With errors nothing is published, unless `config.strict` is off.
+    Images are stored as they are; masks become palette PNGs of class ids, 255 = ignored,
+    aligned with the image after its EXIF orientation. Ingesting the same content again
+    changes nothing; other content at the same place needs `config.overwrite`.
+
+    Args:
+        source_url: Where the images and masks are: anything fsspec opens, such as
+            /data/VOC2012 or s3://bucket/camvid. It is only read.
+        dataset_url: Where the dataset goes; dataset.json, written last, says it is whole.
+        layout: voc (JPEGImages, SegmentationClass), camvid (train, trainannot, val, valannot,
+            ...) or folders (images, masks); auto recognises it by these names.
+        classes: Class names in the order of their ids, or the URL of a class file: .txt with a
+            name per line; .csv with columns name and, if wanted, value, r, g, b; .json alike.
+            Coloured masks need colours. Empty: a class file in the source (classes.json, .csv
+            or .txt), the known names of CamVid or VOC, or the values found in the masks. A
+            name void, ignore or unlabelled is no class: its pixels are ignored.
+        config: Strictness, ignored values, splitting, limits.
+
+    Returns:
+        What dataset.json holds.
+
+    Raises:
+        DatasetError: the source has errors or cannot be understood; or another dataset is at
+            dataset_url.
+        StoreError: the source cannot be read, or dataset_url not written.
+    """
+    source, table = list_source(source_url, dataset_url, layout, classes, config)
+    with Staging(table.classes, max_file_bytes=config.max_file_bytes) as staging:
+        findings = audit_source(source, table, staging, config)
+        return publish_dataset(staging, dataset_url, source, findings, config)

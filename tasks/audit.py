@@ -1,0 +1,266 @@
+"""The audit: every sample is read, decoded and compared before a dataset is published.
+
+Kinds of finding, besides those of `tasks.pairing` and `tasks.layouts`:
+
+::
+
+    unreadable_image          error    not an image, damaged, cut short, too large
+    unreadable_mask           error    the same of a mask, or a format that keeps no values
+    size_mismatch             error    mask and image, after its EXIF orientation, differ
+    unknown_class             error    values or colours that no class has
+    duplicate_across_splits   error    the same pixels as a sample of another split
+    absent_class              warning  a class that occurs in no label
+"""
+
+import hashlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcn.errors import ImageError, LabelError
+from fcn.images import MAX_PIXELS, decode_image
+from fcn.masks import encode_mask
+from fcn.pillow import opened
+from tasks import stores
+from tasks.dataset import DatasetError, Finding
+from tasks.labels import COLOUR, ClassTable, read_mask
+from tasks.layouts import Source
+from tasks.pairing import Pair
+from tasks.staging import Row, Staging
+
+NUM_THREADS = 8
+"""Files read at the same time; enough to hide an object store's latency from two cores."""
+
+_HELD_OUT_FIRST = ("test", "val", "train")
+_SHOWN_VALUES = 3
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Examined(NamedTuple):
+    """A sample after its examination: what was found, and its row if nothing was."""
+
+    pair: Pair
+    findings: list[Finding]
+    row: Row | None
+    image_digest: bytes
+
+
+def audit(
+    source: Source,
+    table: ClassTable,
+    staging: Staging,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    num_threads: int = NUM_THREADS,
+    advance: Callable[[], object] = lambda: None,
+) -> list[Finding]:
+    """Examine every sample of a source and stage the good ones.
+
+    Splits are examined in the order test, val, train, so that of an image in two splits the
+    held-out one stays. Memory holds a few samples per thread.
+
+    Args:
+        source: From `tasks.layouts.find_samples`.
+        table: Its classes.
+        staging: Takes the rows.
+        max_pixels: Largest image or mask, height x width.
+        num_threads: Files read and decoded at the same time.
+        advance: Called after each sample.
+
+    Returns:
+        All findings, those of the source included.
+
+    Raises:
+        StoreError: a file cannot be read; that is no fault of the file's content.
+    """
+    findings = list(source.findings)
+    first: dict[bytes, Pair] = {}
+    total = np.zeros(len(table.classes) + 1, np.int64)
+    pairs = sorted(source.pairs, key=lambda pair: (_HELD_OUT_FIRST.index(pair.split), pair.key))
+    for found in in_order(partial(examine, table, max_pixels), pairs, num_threads):
+        twin = first.setdefault(found.image_digest, found.pair) if found.row else found.pair
+        duplicates = [_duplicate(found.pair, twin)] if twin.split != found.pair.split else []
+        if found.row and not duplicates:
+            staging.add(found.pair.split, found.row)
+            total += found.row.pixels
+        findings += found.findings + duplicates
+        advance()
+    return findings + _absent(table, total)
+
+
+def examine(table: ClassTable, max_pixels: int, pair: Pair) -> Examined:
+    """Read and decode one sample, and compare its image and mask.
+
+    Raises:
+        StoreError: a file cannot be read.
+    """
+    finding = partial(_finding, pair)
+    image, mask_bytes = stores.read_bytes(pair.image_url), stores.read_bytes(pair.mask_url)
+    findings, pixels, mask = [], None, None
+    try:
+        pixels = decode_image(image, max_pixels=max_pixels).pixels
+    except ImageError as error:
+        findings.append(finding("unreadable_image", pair.image_path, str(error)))
+    try:
+        mask = read_mask(mask_bytes, max_pixels=max_pixels)
+    except (ImageError, LabelError) as error:
+        findings.append(finding("unreadable_mask", pair.mask_path, str(error)))
+    if mask is None or pixels is None:
+        return Examined(pair, findings, None, b"")
+    height, width = pixels.shape[:2]
+    if mask.shape != (height, width):
+        text = _mismatch_text(image, (height, width), mask.shape)
+        findings.append(finding("size_mismatch", pair.mask_path, text))
+    label, unknown = table.to_label(mask)
+    if unknown:
+        text = _unknown_text(unknown, table)
+        findings.append(finding("unknown_class", pair.mask_path, text, sum(unknown.values())))
+    if findings:
+        return Examined(pair, findings, None, b"")
+    row = Row(
+        key=pair.key,
+        image=image,
+        image_path=pair.image_path,
+        label=encode_mask(label, table.classes.palette),
+        height=height,
+        width=width,
+        pixels=_count(label, len(table.classes)),
+    )
+    digest = hashlib.sha256(f"{height} x {width}".encode())
+    digest.update(pixels.data)
+    return Examined(pair, findings, row, digest.digest())
+
+
+def find_values(
+    source: Source, *, max_pixels: int = MAX_PIXELS, num_threads: int = NUM_THREADS
+) -> set[int]:
+    """All values that the masks of a source hold; unreadable masks are passed over.
+
+    Raises:
+        DatasetError: a mask holds colours.
+        StoreError: a file cannot be read.
+    """
+
+    def values(pair: Pair) -> set[int]:
+        try:
+            mask = read_mask(stores.read_bytes(pair.mask_url), max_pixels=max_pixels)
+        except (ImageError, LabelError):
+            return set()
+        if mask.max() >= COLOUR:
+            raise DatasetError(
+                f"{pair.mask_path} holds colours, and nothing says what they mean; give classes "
+                "as the URL of a class file with a colour for each class"
+            )
+        return set(np.unique(mask).tolist())
+
+    found: set[int] = set()
+    for some in in_order(values, source.pairs, num_threads):
+        found |= some
+    return found
+
+
+def counts_by_kind(findings: Iterable[Finding]) -> str:
+    """Findings by kind, the most frequent first: ``2 size_mismatch, 1 unknown_class``."""
+    counts = Counter(finding.kind for finding in findings).most_common()
+    return ", ".join(f"{count:,} {kind}" for kind, count in counts) or "none"
+
+
+def require_no_errors(findings: Sequence[Finding], place: str) -> None:
+    """Refuse a source with errors.
+
+    Args:
+        findings: Of the audit.
+        place: The source's URL, as it may be shown.
+
+    Raises:
+        DatasetError: there are errors; their numbers, the first three, and what to do.
+    """
+    errors = [finding for finding in findings if finding.severity == "error"]
+    if errors:
+        raise DatasetError(
+            f"{len(errors):,} errors in {place}, so nothing was published: "
+            f"{counts_by_kind(errors)}; first: {'; '.join(f.text for f in errors[:3])}. "
+            "Correct the source, or set strict=False to leave these samples out."
+        )
+
+
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], num_threads: int
+) -> Iterator[Result]:
+    """``map`` on threads, in order, at most two items per thread ahead of the caller."""
+    pending: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(num_threads) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > 2 * num_threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def _finding(pair: Pair, kind: str, file: str, text: str, count: int = 1) -> Finding:
+    return Finding(
+        kind=kind,
+        severity="error",
+        text=f"{text} ({file})",
+        count=count,
+        file=file,
+        key=pair.key,
+        split=pair.split,
+    )
+
+
+def _duplicate(pair: Pair, twin: Pair) -> Finding:
+    text = f"same image as {twin.image_path} of split {twin.split}"
+    return _finding(pair, "duplicate_across_splits", pair.image_path, text)
+
+
+def _mismatch_text(image: bytes, size: tuple[int, int], mask_size: tuple[int, ...]) -> str:
+    text = (
+        f"mask is {mask_size[0]} x {mask_size[1]} (height x width), its image {size[0]} x {size[1]}"
+    )
+    with opened(image, MAX_PIXELS) as header:
+        turned = (header.height, header.width) == mask_size
+    return text + (" once its EXIF orientation is applied; turn the mask as well" if turned else "")
+
+
+def _unknown_text(unknown: dict[int, int], table: ClassTable) -> str:
+    ranked = sorted(unknown.items(), key=lambda item: -item[1])
+    coloured = ranked[0][0] >= COLOUR
+    shown = ", ".join(
+        f"{f'colour #{value - COLOUR:06x}' if coloured else f'class {value}'} in {count:,} pixels"
+        for value, count in ranked[:_SHOWN_VALUES]
+    )
+    more = f" and {len(ranked) - _SHOWN_VALUES:,} more" if len(ranked) > _SHOWN_VALUES else ""
+    known = "which no class has" if coloured else f"classes are {table.known}"
+    return f"label holds {shown}{more}{', ' if coloured else '; '}{known}"
+
+
+def _count(label: NDArray[np.uint8], num_classes: int) -> NDArray[np.int64]:
+    """Pixels per class, then ignored ones: C + 1."""
+    counts = np.bincount(label.ravel(), minlength=256)
+    return np.append(counts[:num_classes], counts[num_classes:].sum()).astype(np.int64)
+
+
+def _absent(table: ClassTable, total: NDArray[np.int64]) -> list[Finding]:
+    return [
+        Finding(
+            kind="absent_class",
+            severity="warning",
+            text=f"class {class_id} ({name}) occurs in no label",
+            count=0,
+        )
+        for class_id, name in enumerate(table.classes.names)
+        if not total[class_id]
+    ]

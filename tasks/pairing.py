@@ -1,0 +1,108 @@
+"""Which mask belongs to which image, and which of them to train and to val."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from tasks.dataset import Finding
+from tasks.stores import Entry
+
+_MASK_SUFFIXES = ("_mask", "_label", "_gt", "_L")
+
+Files = Mapping[str, list[Entry]]
+"""Files by key: several where their names differ in nothing but the extension."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """An image and its mask, by path inside the source and by URL."""
+
+    key: str
+    split: str
+    image_path: str
+    mask_path: str
+    image_url: str
+    mask_url: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Files to pair. ``keys``: those that a list asks for, else all; no split: to be seeded."""
+
+    images: Files
+    masks: Files
+    split: str = ""
+    keys: Collection[str] | None = None
+
+
+def pair_files(part: Part) -> tuple[list[Pair], list[Finding]]:
+    """The pairs of a part, in the order of their keys, and a finding per key without one."""
+    masks: dict[str, list[Entry]] = defaultdict(list)
+    for name, entries in part.masks.items():
+        masks[_mask_key(name, part.images)] += entries
+    keys = sorted(part.images.keys() | masks.keys() if part.keys is None else part.keys)
+    if part.split and keys and not any(masks.get(key) for key in keys):
+        return [], [_unlabelled(part.split, len(keys))]
+    pairs, findings = [], []
+    for key in keys:
+        image_files, mask_files = part.images.get(key, []), masks.get(key, [])
+        if len(image_files) == len(mask_files) == 1:
+            pairs.append(_make_pair(key, part.split, image_files[0], mask_files[0]))
+        else:
+            findings.append(_unpaired(key, part.split, image_files, mask_files))
+    return pairs, findings
+
+
+def _mask_key(name: str, images: Files) -> str:
+    """The key of a mask: its name, or its name less a suffix where only that is an image."""
+    stems = (name.removesuffix(suffix) for suffix in ("", *_MASK_SUFFIXES))
+    return next((stem for stem in stems if stem in images), name)
+
+
+def _make_pair(key: str, split: str, image: Entry, mask: Entry) -> Pair:
+    return Pair(
+        key=key,
+        split=split,
+        image_path=image.key,
+        mask_path=mask.key,
+        image_url=image.url,
+        mask_url=mask.url,
+    )
+
+
+def _unpaired(key: str, split: str, images: list[Entry], masks: list[Entry]) -> Finding:
+    paths = [entry.key for entry in (*images, *masks)]
+    if not paths:
+        kind, text = "missing_file", f"{key} is listed in {split} but has neither image nor mask"
+    elif not masks:
+        kind, text = "image_without_mask", f"no mask for {paths[0]}"
+    elif not images:
+        kind, text = "mask_without_image", f"no image for {paths[0]}"
+    else:
+        kind, text = "ambiguous_name", f"{key} is the name of {' and '.join(paths)}"
+    return Finding(
+        kind=kind,
+        severity="error",
+        text=text,
+        count=max(1, len(paths)),
+        file=paths[0] if paths else key,
+        key=key,
+        split=split,
+    )
+
+
+def _unlabelled(split: str, count: int) -> Finding:
+    text = f"no image of split {split} has a mask; its {count:,} images are left out"
+    return Finding(kind="unlabelled_split", severity="warning", text=text, count=count, split=split)
+
+
+def seeded_split(pairs: list[Pair], val_fraction: float, seed: int) -> list[Pair]:
+    """The pairs as train and val: those whose digest of seed and key comes first are val."""
+
+    def rank(pair: Pair) -> bytes:
+        return hashlib.sha256(f"{seed}/{pair.key}".encode()).digest()
+
+    num_val = min(max(1, round(len(pairs) * val_fraction)), len(pairs) - 1) if val_fraction else 0
+    val = {pair.key for pair in sorted(pairs, key=rank)[:num_val]}
+    return [replace(pair, split="val" if pair.key in val else "train") for pair in pairs]

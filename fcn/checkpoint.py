@@ -112,12 +112,13 @@ def load(file: bytes | str | Path | BinaryIO) -> Model:
             )
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"the model card cannot be built: {error}") from error
-    fill(net, tensors)
+    check_fit(net, tensors)
+    net.load_state_dict(tensors, assign=True)
     return Model(net.eval(), classes, card.input, card.facts)
 
 
-def fill(net: FCN, tensors: Mapping[str, Tensor]) -> None:
-    """Put weights into a network that has the very same names and shapes.
+def check_fit(net: FCN, tensors: Mapping[str, Tensor]) -> None:
+    """Check that weights have the very names and shapes of a network's.
 
     Raises:
         CheckpointError: a weight is missing, unknown, or of another shape.
@@ -131,9 +132,6 @@ def fill(net: FCN, tensors: Mapping[str, Tensor]) -> None:
             f"{len(wrong)} of {len(expected)} weights do not fit {net.backbone}: {first} is "
             f"{_shape(found.get(first))}, expected {_shape(expected.get(first))}"
         )
-    net.load_state_dict(dict(tensors), assign=True)
-    for parameter in net.parameters():
-        parameter.requires_grad_(True)
 
 
 def read_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:

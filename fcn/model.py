@@ -65,6 +65,11 @@ class FCN(nn.Module):
         learnable_upsampling: train the kernels of the transposed convolutions. On PASCAL
             VOC the authors found no difference.
 
+    Attributes:
+        coarsest: stride of the deepest map; windows that start at its multiples see the same
+            grid as the whole image.
+        field: side in pixels of the square that a score depends on.
+
     Raises:
         ValueError: unknown backbone, a stride it lacks, or no class.
     """
@@ -93,7 +98,7 @@ class FCN(nn.Module):
             "learnable": learnable_upsampling,
         }
         place = places.after(self.head, last)
-        self.field = place.field
+        self.coarsest = place.stride
         self.score_fr = score_layer(width, num_classes)
         self.fuse = nn.ModuleDict()
         for skip, width in zip(reversed(skips), reversed(channels), strict=True):
@@ -101,6 +106,7 @@ class FCN(nn.Module):
             self.fuse[str(skip.stride)] = fuse
             place = fuse.map
         self.upscore = Upscore(num_classes, place, places.IMAGE, **options)
+        self.field = self.upscore.map.field
 
     def forward(self, image: Tensor) -> Tensor:
         """Scores ``N x C x H x W`` of a normalised image batch ``N x 3 x H x W``."""

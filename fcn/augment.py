@@ -1,0 +1,80 @@
+"""Joint augmentation of an image and its label map."""
+
+import torch
+from torch import Generator, Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional
+
+SCALES = (0.5, 2.0)
+"""Range of the random scale, as the usual recipes for segmentation take it."""
+
+JITTER = 0.3
+"""Brightness, contrast and saturation vary by up to this share."""
+
+
+class Augment:
+    """Scale, flip, colour and crop an image together with its label map.
+
+    Args:
+        crop_size: height and width of the crop; what lies outside a smaller image is 0 there
+            and ``ignore_index`` in the label map. None keeps the whole image at its scale.
+        ignore_index: label of padded pixels.
+        vary: apply the random scale, flip and colours; without it only the crop is random.
+    """
+
+    def __init__(self, crop_size: tuple[int, int] | None, ignore_index: int, *, vary: bool) -> None:
+        self.crop_size = crop_size
+        self.ignore_index = ignore_index
+        self.vary = vary
+
+    def __call__(self, image: Tensor, label: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        """A varied pair; every random number comes from ``generator``.
+
+        Args:
+            image: uint8 ``3 x H x W``.
+            label: integers ``H x W``.
+            generator: source of the random numbers.
+        """
+        if self.crop_size:
+            image, label = self._crop(image, label, self.crop_size, generator)
+        if self.vary:
+            if _uniform(0, 1, generator) < 0.5:
+                image, label = image.flip(-1), label.flip(-1)
+            image = _vary_colours(image, generator)
+        return image, label
+
+    def _crop(
+        self, image: Tensor, label: Tensor, size: tuple[int, int], generator: Generator
+    ) -> tuple[Tensor, Tensor]:
+        """Cut the window first and resize only that: pixels outside it are never computed."""
+        scale = _uniform(*SCALES, generator) if self.vary else 1.0
+        sides = list(image.shape[-2:])
+        window = [min(s, max(1, round(n / scale))) for s, n in zip(sides, size, strict=True)]
+        top, left = (
+            int(torch.randint(side - cut + 1, (), generator=generator))
+            for side, cut in zip(sides, window, strict=True)
+        )
+        image = functional.crop(image, top, left, *window)
+        label = functional.crop(label[None], top, left, *window)
+        target = [min(n, max(1, round(w * scale))) for w, n in zip(window, size, strict=True)]
+        if target != window:
+            image = functional.resize(image, target, antialias=True)
+            label = functional.resize(label, target, InterpolationMode.NEAREST_EXACT)
+        padding = [0, 0, size[1] - target[1], size[0] - target[0]]
+        image = functional.pad(image, padding, fill=0)
+        label = functional.pad(label, padding, fill=self.ignore_index)
+        return image, label[0]
+
+
+def _vary_colours(image: Tensor, generator: Generator) -> Tensor:
+    for adjust in (
+        functional.adjust_brightness,
+        functional.adjust_contrast,
+        functional.adjust_saturation,
+    ):
+        image = adjust(image, _uniform(1 - JITTER, 1 + JITTER, generator))
+    return image
+
+
+def _uniform(low: float, high: float, generator: Generator) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator))

@@ -1,0 +1,141 @@
+"""Label maps of images of any size, by a trained model."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fcn.checkpoint import Model
+from fcn.classes import Classes
+from fcn.device import Precision, autocast, find_device
+
+TILE_SIZE = 1024
+"""Side of the tiles that images above `MAX_WHOLE_PIXELS` are cut into."""
+
+MAX_WHOLE_PIXELS = 4_000_000
+"""Images up to this size run whole: at 21 classes their scores take 340 MB."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image.
+
+    Attributes:
+        label: class of every pixel, uint8 (uint16 above 256 classes) ``H x W``.
+        confidence: mean over the pixels of the winning class's probability.
+    """
+
+    label: np.ndarray
+    confidence: float
+
+
+class Predictor:
+    """Segments images, each at its own size.
+
+    On a CPU images run one by one, where a batch gains nothing; on a GPU those of equal size
+    run together.
+
+    Args:
+        model: a trained model.
+        device: "auto", "cpu", "cuda", "cuda:1".
+        precision: "auto" is bfloat16 on a GPU and float32 on a CPU.
+        batch_size: images of equal size that run together; None is 1 on a CPU, 8 elsewhere.
+        tile_size: side of the tiles in pixels, rounded up to the network's stride; None
+            cuts only images above `MAX_WHOLE_PIXELS`. Tiles overlap by what the network
+            sees around a pixel, so that their labels are those of the whole image.
+
+    Raises:
+        ValueError: a device this machine does not have.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        batch_size: int | None = None,
+        tile_size: int | None = None,
+    ) -> None:
+        self.device = find_device(device)
+        self.precision: Precision = precision
+        self.model = model
+        self.net = model.net.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
+        self.tile_size = tile_size
+
+    @property
+    def classes(self) -> Classes:
+        """Classes of the label maps."""
+        return self.model.classes
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Label maps ``H x W`` of RGB images uint8 ``H x W x 3``, in their order."""
+        return [prediction.label for prediction in self.predict(images)]
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
+        """Label maps and confidences of RGB images uint8 ``H x W x 3``, in their order.
+
+        Raises:
+            ValueError: an array that is no such image.
+        """
+        for image in images:
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+                raise ValueError(
+                    f"an image must be uint8 H x W x 3, found {image.dtype} {image.shape}"
+                )
+        done: dict[int, Prediction] = {}
+        by_size = sorted(range(len(images)), key=lambda index: images[index].shape)
+        for shape, group in itertools.groupby(by_size, key=lambda index: images[index].shape):
+            tile = self._tile(shape[0], shape[1])
+            for batch in _batches(list(group), 1 if tile else self.batch_size):
+                pixels = np.stack([images[index] for index in batch])
+                run = self._run_tiles(pixels, tile) if tile else self._run(pixels)
+                done.update(zip(batch, run, strict=True))
+        return [done[index] for index in range(len(images))]
+
+    def _tile(self, height: int, width: int) -> int | None:
+        """Side of the tiles of an image; None if it runs whole."""
+        if self.tile_size is None:
+            return TILE_SIZE if height * width > MAX_WHOLE_PIXELS else None
+        return self.tile_size if max(height, width) > self.tile_size else None
+
+    def _run(self, pixels: np.ndarray) -> list[Prediction]:
+        labels, confidence = self._score(pixels)
+        dtype = np.uint8 if len(self.classes) <= 256 else np.uint16
+        maps = labels.cpu().numpy().astype(dtype)
+        means = confidence.mean(dim=(1, 2), dtype=torch.float64).tolist()
+        return [Prediction(label, mean) for label, mean in zip(maps, means, strict=True)]
+
+    def _run_tiles(self, pixels: np.ndarray, tile: int) -> list[Prediction]:
+        """One image in tiles; only labels and a sum outlive a tile."""
+        _, height, width, _ = pixels.shape
+        step = self.net.coarsest
+        tile, margin = (-(-n // step) * step for n in (tile, self.net.field // 2 + 1))
+        label = np.empty((height, width), np.uint8 if len(self.classes) <= 256 else np.uint16)
+        total = 0.0
+        for top, left in itertools.product(range(0, height, tile), range(0, width, tile)):
+            y, x = max(0, top - margin), max(0, left - margin)
+            seen = pixels[:, y : top + tile + margin, x : left + tile + margin]
+            labels, confidence = self._score(np.ascontiguousarray(seen))
+            core = np.s_[0, top - y : top - y + tile, left - x : left - x + tile]
+            label[top : top + tile, left : left + tile] = labels[core].cpu().numpy()
+            total += float(confidence[core].sum(dtype=torch.float64))
+        return [Prediction(label, total / (height * width))]
+
+    @torch.inference_mode()
+    def _score(self, pixels: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Labels and their probabilities, ``N x H x W``, of uint8 ``N x H x W x 3``."""
+        images = torch.from_numpy(pixels).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        with autocast(self.device, self.precision):
+            scores = self.net(self.model.input.normalise(images))
+        best, labels = scores.float().max(dim=1)
+        return labels, (best - scores.float().logsumexp(dim=1)).exp()
+
+
+def _batches(indices: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]

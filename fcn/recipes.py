@@ -1,0 +1,163 @@
+"""Training settings, and the named recipes behind them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from fcn.device import Precision
+from fcn.trunks import Backbone
+
+Pixels = Annotated[int, Field(ge=1)]
+
+
+class TrainConfig(BaseModel):
+    """How a network is trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    backbone: Backbone = Field(
+        "vgg16",
+        description="Classifier that is cast fully convolutional. squeezenet1_1 and resnet18 "
+        "are light enough for two CPU cores.",
+    )
+    stride: Literal[8, 16, 32] = Field(
+        8, description="Finest fused stride: FCN-8s, FCN-16s or FCN-32s."
+    )
+    init: str = Field(
+        "imagenet",
+        description='"imagenet" (downloads torchvision\'s weights), "none" (from scratch), or the '
+        "URL of a coarser model of ours or of SqueezeNet's ImageNet weights (.npz).",
+    )
+    recipe: Literal["modern", "reference"] = Field(
+        "modern",
+        description="modern: AdamW, warm-up, polynomial decay, augmentation. reference: the "
+        "authors' SGD with momentum 0.99 and a fixed learning rate, no augmentation.",
+    )
+    learning_rate: float | None = Field(
+        None, gt=0, description="Peak learning rate; empty takes the recipe's."
+    )
+    epochs: int = Field(30, ge=1, description="Passes over the training split.")
+    batch_size: int = Field(8, ge=1, description="Images, or crops, in one step.")
+    crop_size: tuple[Pixels, Pixels] | None = Field(
+        None,
+        description="Height and width of random training crops, in pixels; empty trains on whole "
+        "images, padded to the largest of their batch.",
+    )
+    class_weights: Literal["none", "median_frequency"] = Field(
+        "none", description="Weigh the loss of each class by how rare its pixels are."
+    )
+    learnable_upsampling: bool = Field(
+        False, description="Train the bilinear kernels of the transposed convolutions."
+    )
+    evaluate_every: int = Field(
+        5, ge=1, description="Epochs between evaluations on the val split; the last always is."
+    )
+    device: str = Field(
+        "auto", description='"auto" (GPU if there is one), "cpu", "cuda", "cuda:1".'
+    )
+    precision: Precision = Field("auto", description="auto is bf16 on a GPU, fp32 on a CPU.")
+    num_workers: int = Field(
+        1, ge=0, description="Processes that decode and augment; 0 does it in the training process."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the weights, the order and the augmentation.")
+    resume: bool = Field(
+        True, description="Go on from the state in the run's folder; otherwise start over."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Optimizer, schedule and augmentation that belong together.
+
+    Attributes:
+        learning_rate: peak learning rate of a mean loss.
+        pretrained_rate: factor on the learning rate of transplanted layers.
+        stage_rate: factor on the learning rate for each stage from a coarser FCN.
+        weight_decay: of weights; biases and normalisations have none.
+        bias_rate: factor on the learning rate of biases.
+        warmup: share of the steps over which the learning rate rises.
+        power: of the polynomial decay; 0 keeps the learning rate.
+        augment: vary scale, side and colours.
+    """
+
+    optimizer: Literal["sgd", "adamw"]
+    learning_rate: float
+    pretrained_rate: float
+    stage_rate: float
+    weight_decay: float
+    bias_rate: float
+    warmup: float
+    power: float
+    augment: bool
+
+    def rate(self, step: int, num_steps: int) -> float:
+        """Factor on the learning rate at ``step`` of ``num_steps``, counted from 0."""
+        warmup = max(1, round(self.warmup * num_steps))
+        rise = min(1.0, (step + 1) / warmup) if self.warmup else 1.0
+        return float(rise * (1 - step / num_steps) ** self.power)
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "modern": Recipe(
+        optimizer="adamw",
+        learning_rate=1e-3,
+        pretrained_rate=0.3,
+        stage_rate=0.3,
+        weight_decay=1e-2,
+        bias_rate=1.0,
+        warmup=0.03,
+        power=0.9,
+        augment=True,
+    ),
+    # The release sums its loss over the pixels of one image: 1e-10, divided by 100 a stage.
+    # These are the rates of a mean loss at 375 x 500 that make the same steps; the decay is
+    # the release's 5e-4 over the 187,500 pixels.
+    "reference": Recipe(
+        optimizer="sgd",
+        learning_rate=1.9e-5,
+        pretrained_rate=1.0,
+        stage_rate=1e-2,
+        weight_decay=2.7e-9,
+        bias_rate=2.0,
+        warmup=0.0,
+        power=0.0,
+        augment=False,
+    ),
+}
+
+MOMENTUM = 0.99
+"""Momentum of the authors' released solvers."""
+
+
+def make_optimizer(
+    net: nn.Module, recipe: Recipe, learning_rate: float, pretrained: frozenset[str]
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer; biases and normalisations (one-dimensional) have no decay."""
+    groups = [
+        {
+            "params": [parameter],
+            "lr": learning_rate
+            * (recipe.pretrained_rate if name in pretrained else 1.0)
+            * (recipe.bias_rate if name.endswith(".bias") else 1.0),
+            "weight_decay": 0.0 if parameter.ndim < 2 else recipe.weight_decay,
+        }
+        for name, parameter in net.named_parameters()
+    ]
+    merged = list(_merge(groups))
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(merged, momentum=MOMENTUM)
+    return torch.optim.AdamW(merged)
+
+
+def _merge(groups: list[dict[str, object]]) -> Iterator[dict[str, object]]:
+    """One group for all parameters of the same rate and decay."""
+    by_settings: dict[tuple[object, object], list[object]] = {}
+    for group in groups:
+        settings = group["lr"], group["weight_decay"]
+        by_settings.setdefault(settings, []).extend(group["params"])  # type: ignore[arg-type]
+    for (rate, decay), parameters in by_settings.items():
+        yield {"params": parameters, "lr": rate, "weight_decay": decay}

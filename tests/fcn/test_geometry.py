@@ -1,0 +1,193 @@
+"""Every score lies where its coordinate map says: the ramp comes out as itself."""
+
+import operator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from fcn.geometry import IMAGE, CoordinateMap, after, trace, window
+from fcn.model import FCN
+from fcn.trunks import TRUNKS
+
+SIZES = [(640, 640), (375, 500), (501, 333), (360, 480), (97, 131)]
+SYSTEMS = [(name, stride) for name, row in TRUNKS.items() for stride in row.nodes]
+
+
+class Centred(fx.Interpreter):
+    """Runs a graph on one channel of coordinates, each layer reduced to where it looks.
+
+    A convolution becomes the identity at its centre, a maximum an average, a join the mean
+    of what it joins; everything without a window passes.
+    """
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return centred(self.fetch_attr(target), args[0])
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target is torch.cat:
+            return torch.stack(list(args[0])).mean(dim=0)
+        if target in {operator.add, operator.iadd}:
+            return (args[0] + args[1]) / 2
+        return args[0]
+
+    def call_method(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args[0]
+
+
+def centred(layer: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(layer, nn.Sequential):
+        for child in layer:
+            x = centred(child, x)
+        return x
+    geometry = window(layer)
+    if geometry is None:
+        return x
+    kernel, stride, padding = geometry["kernel"], geometry["stride"], geometry["padding"]
+    if geometry["dilation"] != 1:
+        raise AssertionError("no trunk of the table is dilated")
+    if kernel == stride == 1:
+        return x
+    cells = [_num_cells(layer, size) for size in x.shape[2:]]
+    after = padding + kernel
+    x = extended(extended(x, padding, after).mT, padding, after).mT
+    if isinstance(layer, nn.Conv2d):
+        first = (kernel - 1) // 2
+        taps = x[..., first:, first:], x[..., kernel - 1 - first :, kernel - 1 - first :]
+        x = sum(functional.max_pool2d(tap, 1, stride) / 2 for tap in _even(taps))
+    else:
+        x = functional.avg_pool2d(x, kernel, stride)
+    return x[..., : cells[0], : cells[1]]
+
+
+def _even(taps: tuple[Tensor, Tensor]) -> list[Tensor]:
+    """The two middle taps, cut to one size; the same one twice for an odd kernel."""
+    height, width = (min(tap.shape[axis] for tap in taps) for axis in (2, 3))
+    return [tap[..., :height, :width] for tap in taps]
+
+
+def _num_cells(layer: nn.Module, size: int) -> int:
+    """Cells that the real layer makes of ``size``, on one axis."""
+    channels = layer.in_channels if isinstance(layer, nn.Conv2d) else 1
+    return int(layer(torch.empty(1, channels, size, size, device="meta")).shape[-1])
+
+
+def extended(x: Tensor, before: int, after: int) -> Tensor:
+    """Columns continued in a straight line on both sides."""
+    slope = x[..., 1:2] - x[..., :1]
+    left = x[..., :1] - slope * torch.arange(before, 0, -1, dtype=x.dtype)
+    right = x[..., -1:] + slope * torch.arange(1, after + 1, dtype=x.dtype)
+    return torch.cat([left, x, right], dim=-1)
+
+
+class Ramp(nn.Module):
+    """The centred stand-in of a trunk or head."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__()
+        self.interpreter = Centred(graph)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.interpreter.run(x)
+
+
+def ramp_error(net: FCN, height: int, width: int) -> float:
+    """Largest distance in pixels from a coordinate to itself, on both axes, in the interior."""
+    net.trunk = Ramp(net.trunk.eval())  # type: ignore[arg-type]
+    net.head = Ramp(fx.symbolic_trace(net.head))  # type: ignore[assignment]
+    net.score_fr = nn.Identity()  # type: ignore[assignment]
+    for fuse in net.fuse.values():
+        fuse.score_pool = nn.Identity()  # type: ignore[union-attr]
+    y, x = torch.meshgrid(
+        torch.arange(height, dtype=torch.float64),
+        torch.arange(width, dtype=torch.float64),
+        indexing="ij",
+    )
+    first, last = 40, 56  # the border is repeated beyond the outermost cells, at every step
+    worst = 0.0
+    for ramp in (x, y):
+        out = net(ramp[None, None])[0, 0] / (1 + len(net.fuse))
+        inside = (out - ramp)[first : height - last, first : width - last]
+        assert inside.numel() > 0
+        worst = max(worst, float(inside.abs().max()))
+    return worst
+
+
+@pytest.mark.parametrize(("backbone", "stride"), SYSTEMS)
+def test_same_geometry_puts_every_pixel_in_its_place(backbone: str, stride: int) -> None:
+    net = light(backbone, stride)
+    parts = net.trunk, net.head, net.score_fr
+    for height, width in SIZES:
+        net.trunk, net.head, net.score_fr = parts  # type: ignore[assignment]
+        assert ramp_error(net, height, width) < 1e-9, (height, width)
+
+
+@pytest.mark.parametrize("stride", [32, 16, 8])
+def test_reference_geometry_puts_every_pixel_in_its_place(stride: int) -> None:
+    net = light("vgg16", stride, "reference")
+    parts = net.trunk, net.head, net.score_fr
+    for height, width in SIZES:
+        net.trunk, net.head, net.score_fr = parts  # type: ignore[assignment]
+        assert ramp_error(net, height, width) < 1e-9, (height, width)
+
+
+def test_a_shifted_trunk_is_caught() -> None:
+    net = light("resnet18", 8)
+    net.upscore.crop += 1
+    assert ramp_error(net, 360, 480) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("stride", "skip_crops", "crop", "kernel"),
+    [(32, [], 19, 64), (16, [5], 27, 32), (8, [5, 9], 31, 16)],
+)
+def test_crops_of_the_released_networks_come_out(
+    stride: int, skip_crops: list[int], crop: int, kernel: int
+) -> None:
+    net = light("vgg16", stride, "reference")
+    assert [-fuse.upscore2.crop for fuse in net.fuse.values()] == skip_crops  # type: ignore[union-attr]
+    assert net.upscore.crop == crop
+    assert net.upscore.kernel_size == kernel
+
+
+def test_crop_of_the_released_alexnet_comes_out() -> None:
+    conv, pool = nn.Conv2d, nn.MaxPool2d
+    layers = nn.Sequential(
+        conv(3, 1, 11, 4, 100), pool(3, 2), conv(1, 1, 5, 1, 2), pool(3, 2),
+        conv(1, 1, 3, 1, 1), conv(1, 1, 3, 1, 1), conv(1, 1, 3, 1, 1), pool(3, 2), conv(1, 1, 6),
+    )  # fmt: skip
+    fc6 = after(layers)
+    upscored = fc6.transposed(63, 32, centre=31)
+    assert (fc6.stride, fc6.field, upscored.position(IMAGE)) == (32, 355, 18)
+
+
+def test_vgg16_sees_404_pixels_at_stride_32() -> None:
+    net = light("vgg16", 32)
+    (pool5,) = trace(net.trunk)  # type: ignore[arg-type]
+    assert after(net.head, pool5) == CoordinateMap(stride=32, offset=15.5, field=404)
+
+
+def test_paths_that_lie_at_different_places_cannot_join() -> None:
+    class Lopsided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 3, padding=0)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"sum": self.left(x) + self.right(x)}
+
+    with pytest.raises(ValueError, match="lie at different places"):
+        trace(fx.symbolic_trace(Lopsided()))
+
+
+def test_windows_must_be_square() -> None:
+    with pytest.raises(ValueError, match="square"):
+        after(nn.Conv2d(1, 1, (1, 7)))
+
+
+def light(backbone: str, stride: int, geometry: Any = "same") -> FCN:
+    """A network of one class without memory for its weights."""
+    with torch.device("meta"):
+        return FCN(backbone, 1, stride, geometry)

@@ -71,8 +71,12 @@ def image_url(
         small = small.resize((max_width, height), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     small.save(buffer, picture_format, quality=82)
-    payload = base64.b64encode(buffer.getvalue()).decode("ascii")
-    return f"data:image/{picture_format.lower()};base64,{payload}"
+    return data_url(buffer.getvalue(), f"image/{picture_format.lower()}")
+
+
+def data_url(data: bytes, media_type: str) -> str:
+    """Bytes as a URL that holds them."""
+    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _table_line(cells: Iterable[str]) -> str:

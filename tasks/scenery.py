@@ -123,7 +123,8 @@ def paint_mountains(rng: np.random.Generator, canvas: Canvas, land: Land) -> Non
     """Two ranges with lit and shaded flanks, the far one paler, with snow on what is high."""
     canvas = canvas.window(0, land.horizon - 80 * canvas.unit, land.width, land.horizon + 2)
     for reach, haze in ((rng.uniform(52, 74), 0.45), (rng.uniform(26, 44), 0.18)):
-        outline = noise(rng, canvas, 56 * canvas.unit, octaves=5)[0]
+        outline = 0.85 * noise(rng, canvas, 56 * canvas.unit, octaves=5)[0]
+        outline += 0.15 * noise(rng, canvas, 12 * canvas.unit, octaves=3)[0]
         ridge = land.horizon - canvas.unit * reach * (0.2 + 0.8 * outline)
         folds = np.abs(noise(rng, canvas, 30 * canvas.unit, octaves=5, stretch=0.7) - 0.5)
         slope = np.gradient(ridge)[None, :] * 0.35 + np.gradient(folds, axis=1) * 30

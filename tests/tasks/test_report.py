@@ -1,0 +1,196 @@
+import base64
+import io
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fcn.classes import Classes
+from fcn.metrics import Scores, confusion
+from tasks import stores
+from tasks.report import (
+    MARKDOWN_BYTES,
+    Example,
+    Report,
+    choose_examples,
+    markdown,
+    percent,
+    render,
+    write_report,
+)
+
+CLASSES = Classes.named(["sky", "road", "car"])
+METRICS = [
+    {"step": 10, "epoch": 0, "loss": 1.5, "learning_rate": 0.1, "images_per_second": 20.0},
+    {"step": 20, "epoch": 0, "loss": 0.7, "learning_rate": 0.1, "images_per_second": 20.0},
+    {"step": 20, "epoch": 0, "mean_iu": 0.6, "pixel_accuracy": 0.8, "iu": [0.6, 0.6, None]},
+]
+
+
+def example(rng, caption="val/a", group="best", height=40, width=50):
+    label = rng.integers(0, 2, (height, width)).astype(np.uint8)
+    image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    return Example(
+        group=group, image=image, label=label, prediction=1 - label, caption=caption, score=0.5
+    )
+
+
+def report(rng, **changes):
+    label = np.array([[0, 0, 0, 1, 255]])
+    scores = Scores(confusion(label, np.array([[0, 0, 1, 1, 0]]), len(CLASSES)))
+    settings = {
+        "title": "A run",
+        "scores": scores,
+        "classes": CLASSES,
+        "metrics": METRICS,
+        "examples": [example(rng)],
+        "facts": {"Settings": {"epochs": 20, "crop_size": None}},
+    }
+    return Report(**settings | changes)
+
+
+class Page(HTMLParser):
+    """Tags and text of a page."""
+
+    def __init__(self, page: bytes) -> None:
+        super().__init__()
+        self.tags = []
+        self.text = ""
+        self.feed(page.decode())
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_the_files_are_a_page_and_its_pictures(rng):
+    files = render(report(rng))
+    assert sorted(files) == ["confusion.png", "curves.png", "examples.png", "report.html"]
+    for name in sorted(files)[:3]:
+        assert Image.open(io.BytesIO(files[name])).format == "PNG"
+
+
+def test_the_page_asks_for_nothing_beside_it(rng):
+    page = render(report(rng))["report.html"]
+    names = ("src", "srcset", "href", "action", "data", "poster")
+    sources = [attrs[n] for _, attrs in Page(page).tags for n in names if n in attrs]
+    assert len(sources) == 8  # two plots, light and dark; four pictures of one example
+    assert all(source.startswith("data:image/") for source in sources)
+    for word in (b"http://", b"https://", b"@import", b"url("):
+        assert word not in page
+
+
+def test_plots_are_shown_light_and_dark(rng):
+    tags = Page(render(report(rng))["report.html"]).tags
+    sources = [attrs for tag, attrs in tags if tag == "source"]
+    assert len(sources) == 2
+    assert all(attrs["media"] == "(prefers-color-scheme: dark)" for attrs in sources)
+
+
+def test_words_of_strangers_are_text_and_never_markup(rng):
+    evil = '<script>alert("1")</script>'
+    page = Page(
+        render(
+            report(
+                rng,
+                title=evil,
+                subtitle=evil,
+                classes=Classes.named([evil, "'>\"<img onerror=x>", "車"]),
+                examples=[example(rng, caption=evil + '" onload="x')],
+                facts={evil: {evil: evil}},
+            )
+        )["report.html"]
+    )
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
+    assert page.text.count(evil) >= 7
+    assert "車" in page.text
+
+
+def test_figures_say_over_how_many_classes_they_run(rng):
+    text = Page(render(report(rng))["report.html"]).text
+    assert "58.3 %" in text  # (2/3 + 1/2) / 2
+    assert "mean IU over 2 of 3 classes" in text
+
+
+def test_a_class_that_does_not_occur_has_dashes(rng):
+    tags = Page(render(report(rng))["report.html"]).tags
+    assert [attrs.get("class") for tag, attrs in tags if tag == "tr"] == [
+        None,
+        None,
+        None,
+        "absent",
+    ]
+    assert "| car | – | – | 0.0 % |  |" in markdown(report(rng))
+
+
+def test_the_class_table_tells_what_a_class_was_taken_for(rng):
+    assert "| sky | 66.7 % | 66.7 % | 75.0 % | road, 33.3 % |" in markdown(report(rng))
+
+
+def test_a_report_without_metrics_examples_and_facts_is_whole(rng):
+    bare = report(rng, metrics=[], examples=[], facts={})
+    files = render(bare)
+    assert sorted(files) == ["confusion.png", "report.html"]
+    text = Page(files["report.html"]).text
+    assert "Classes" in text
+    assert not any(word in text for word in ("Learning curves", "Examples", "How it was made"))
+    assert "## Examples" not in markdown(bare)
+
+
+def test_a_report_of_no_counted_pixel_holds_dashes(rng):
+    nothing = Scores(np.zeros((3, 3), np.int64))
+    page = Page(render(report(rng, scores=nothing, examples=[]))["report.html"])
+    assert "mean IU over 0 of 3 classes" in page.text
+    assert "nan" not in page.text
+
+
+def test_groups_stand_in_order_best_typical_worst(rng):
+    examples = [example(rng, group, group) for group in ("worst", "best", "typical")]
+    text = Page(render(report(rng, examples=examples))["report.html"]).text
+    assert text.index("Best") < text.index("Typical") < text.index("Worst")
+
+
+def test_large_images_are_made_smaller(rng):
+    page = Page(render(report(rng, examples=[example(rng, width=3001)]))["report.html"])
+    pictures = [attrs["src"] for tag, attrs in page.tags if tag == "img" and "class" not in attrs]
+    for url in pictures:
+        data = base64.b64decode(url.partition(",")[2])
+        assert Image.open(io.BytesIO(data)).width <= 400
+
+
+def test_markdown_escapes_and_stays_small(rng):
+    names = Classes.named(["a|b", "<script>", "[x](y)"])
+    examples = [example(rng, height=400, width=400) for _ in range(30)]
+    text = markdown(report(rng, classes=names, examples=examples))
+    assert r"| a\|b |" in text
+    assert "<script>" not in text
+    assert r"\[x\]\(y\)" in text
+    assert MARKDOWN_BYTES / 2 < len(text) < MARKDOWN_BYTES
+
+
+def test_write_report_puts_every_file_and_names_the_page(rng, tmp_path):
+    url = write_report(str(tmp_path / "run"), report(rng))
+    assert url == stores.join(str(tmp_path / "run"), "report.html")
+    assert stores.read_bytes(url).startswith(b"<!doctype html>")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == set(render(report(rng)))
+
+
+def test_examples_are_the_best_the_middle_and_the_worst():
+    scores = [0.9, 0.1, 0.5, float("nan"), 0.7, 0.3, 0.6, 0.2]
+    assert choose_examples(scores, 2) == {"best": [0, 4], "typical": [5, 2], "worst": [1, 7]}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_no_example_is_shown_twice_and_few_are_all_shown(count):
+    chosen = choose_examples([0.1 * index for index in range(count)], 3)
+    indices = [index for members in chosen.values() for index in members]
+    assert sorted(indices) == list(range(count))
+
+
+@pytest.mark.parametrize(("share", "text"), [(0.8642, "86.4 %"), (1, "100.0 %"), (np.nan, "–")])
+def test_percent(share, text):
+    assert percent(share) == text

@@ -5,6 +5,8 @@ from typing import Literal
 
 import torch
 
+from fcn.errors import DeviceError
+
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -12,7 +14,7 @@ def find_device(device: str) -> torch.device:
     """The named device; "auto" is the GPU where there is one.
 
     Raises:
-        ValueError: a device this machine does not have.
+        DeviceError: a device this machine does not have.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -21,7 +23,7 @@ def find_device(device: str) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"device {device!r} cannot be used here: {reason}") from error
+        raise DeviceError(f"device {device!r} cannot be used here: {reason}") from error
     return found
 
 

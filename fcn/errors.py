@@ -11,6 +11,7 @@
     │   └── ImageTooLarge     more pixels than allowed, read from the header
     ├── LabelError            a label map that does not fit its classes or its image
     ├── CheckpointError       a model or weights file that cannot be used
+    ├── DeviceError           a device that this machine does not have
     └── TrainingError         training that cannot go on, such as a loss that is not finite
 
 Wrong arguments raise ``ValueError``, as everywhere in Python.
@@ -55,3 +56,7 @@ class CheckpointError(FcnError):
 
 class TrainingError(FcnError):
     """Training that cannot go on, such as a loss that is not finite."""
+
+
+class DeviceError(FcnError):
+    """A device that this machine does not have."""

@@ -48,7 +48,7 @@ class Predictor:
             sees around a pixel, so that their labels are those of the whole image.
 
     Raises:
-        ValueError: a device this machine does not have.
+        DeviceError: a device this machine does not have.
     """
 
     def __init__(

@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from fcn.device import Precision
-from fcn.trunks import Backbone
+from fcn.trunks import TRUNKS, Backbone
 
 Pixels = Annotated[int, Field(ge=1)]
 
@@ -67,6 +67,13 @@ class TrainConfig(BaseModel):
     resume: bool = Field(
         True, description="Go on from the state in the run's folder; otherwise start over."
     )
+
+    @model_validator(mode="after")
+    def _check_stride(self) -> Self:
+        strides = list(TRUNKS[self.backbone].nodes)
+        if self.stride not in strides:
+            raise ValueError(f"{self.backbone} has strides {strides}, not {self.stride}")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,8 @@ class Trainer:
 
     Raises:
         CheckpointError: ``state`` is of another training.
-        ValueError: no sample, or a device this machine does not have.
+        DeviceError: a device this machine does not have.
+        ValueError: no sample.
     """
 
     def __init__(
@@ -206,14 +207,14 @@ class Trainer:
     def _loader(self) -> DataLoader[Any]:
         return DataLoader(
             self._samples,
-            batch_sampler=self._batches(),  # type: ignore[arg-type]
+            batch_sampler=self.batches(),  # type: ignore[arg-type]
             num_workers=self.config.num_workers,
             collate_fn=self._samples.collate,
             pin_memory=self.device.type == "cuda",
             multiprocessing_context="spawn" if self.config.num_workers else None,
         )
 
-    def _batches(self) -> Iterator[list[tuple[int, int]]]:
+    def batches(self) -> Iterator[list[tuple[int, int]]]:
         """(epoch, sample) of each batch from this step on; epochs follow without a seam."""
         size, total = self.config.batch_size, self.config.epochs * self.num_samples
         stream = itertools.islice(self._stream(), self.step * size, total)

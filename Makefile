@@ -37,7 +37,7 @@ format: $(INSTALLED) ## Put the code into the one style
 	$(BIN)/ruff format
 
 ui: $(INSTALLED) ## Serve the Prefect UI with a worker and the deployments (PORT=4200)
-	@PORT=$(PORT) deployments/ui
+	@PORT=$(PORT) $(BIN)/python deployments/ui.py
 
 constraints: $(INSTALLED) ## Pin the newest versions that fit; then run make test
 	UV_CUSTOM_COMPILE_COMMAND="make constraints" $(BIN)/uv pip compile pyproject.toml \

@@ -26,16 +26,13 @@ def _no_expected_traceback(record: logging.LogRecord) -> bool:
     return not (record.exc_info and record.exc_info[1] and is_expected(record.exc_info[1]))
 
 
-def summary_lines(result: Any, prefix: str = "") -> Iterator[str]:
+def summary_lines(result: Any) -> Iterator[str]:
     """The figures and texts of a flow's result, one ``name: value`` line each."""
     for name, value in _items(result).items():
-        label = f"{prefix}{name.replace('_', ' ')}"
         if isinstance(value, float):
-            yield f"{label}: {value:.4g}"
-        elif isinstance(value, str | int):
-            yield f"{label}: {value}"
-        else:
-            yield from summary_lines(value, f"{label}, ")
+            value = f"{value:.4g}"
+        if isinstance(value, str | int):
+            yield f"{name.replace('_', ' ')}: {value}"
 
 
 def _items(result: Any) -> dict[str, Any]:

@@ -9,15 +9,16 @@ from PIL import Image
 
 import fcn
 from fcn.__main__ import main
+from fcn.input import TORCHVISION
 
 
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory):
     torch.manual_seed(0)
     classes = fcn.Classes.named(["sky", "road", "car"])
-    net = fcn.FCN("squeezenet1_1", num_classes=len(classes), stride=32)
+    net = fcn.FCN("squeezenet1_1", num_classes=len(classes), stride=16)
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    fcn.save(fcn.Model(net, classes, fcn.InputSpec()), path)
+    fcn.save(fcn.Model(net, classes, TORCHVISION), path)
     return path
 
 

@@ -134,7 +134,7 @@ def contact_sheet(
     strips = [_title_strip(title, width)] if title else [_strip(width, _MARGIN - _GAP)]
     for row, row_pictures in zip(rows, pictures, strict=True):
         captions = [panel.caption for panel in row]
-        strips.append(_row_strip(row_pictures, captions, widths, width, panel_height))
+        strips.append(_row_strip(row_pictures, captions, widths, width))
     strips.append(_legend_strip(classes, width) if classes else _strip(width, _MARGIN - _GAP))
     return np.concatenate([np.asarray(strip) for strip in strips])
 
@@ -164,13 +164,13 @@ def _row_strip(
     captions: Sequence[str],
     widths: Sequence[int],
     width: int,
-    height: int,
 ) -> Image.Image:
+    height = max((picture.height for picture in pictures), default=0)
     num_lines = max((len(caption.splitlines()) for caption in captions), default=0)
     strip = _strip(width, _GAP + height + num_lines * _LINE + _LINE // 2)
     draw, left = ImageDraw.Draw(strip), _MARGIN
     for picture, caption, column_width in zip(pictures, captions, widths, strict=False):
-        top = _GAP + (height - picture.height) // 2
+        top = _GAP + height - picture.height  # pictures stand on their captions
         strip.paste(picture, (left, top))
         draw.rectangle(
             (left - 1, top - 1, left + picture.width, top + picture.height), outline=_FRAME

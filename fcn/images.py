@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 
 from fcn.errors import CorruptImage, TruncatedImage, UnsupportedImage
-from fcn.pillow import JPEG_END, MAX_PIXELS, check_size, image_error, opened
+from fcn.pillow import JPEG_END, MAX_PIXELS, check_size, image_error, opened, truncated_image
 
 try:
     import simplejpeg
@@ -39,6 +39,9 @@ _UPRIGHT: dict[object, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     8: lambda pixels: np.rot90(pixels, 1),
 }
 _TURNED = frozenset({5, 6, 7, 8})  # orientations that swap height and width
+
+# What starts a Huffman table, a scan, a quantization table, a restart interval.
+_JPEG_TABLES = (b"\xff\xc4", b"\xff\xda", b"\xff\xdb", b"\xff\xdd")
 
 # Without one of these no file but a TIFF has an orientation.
 _EXIF_MARKS = (b"Exif", b"eXIf", b"EXIF", b"type exif", b"tiff:Orientation")
@@ -79,7 +82,7 @@ def decode_image(
         ImageTooLarge: more pixels than `max_pixels`, than Pillow allows, or than memory holds.
     """
     if simplejpeg is not None and data.startswith(b"\xff\xd8\xff"):
-        decoded = _decode_plain_jpeg(data, max_pixels, lenient)
+        decoded = _decode_plain_jpeg(data, max_pixels)
         if decoded is not None:
             return decoded
     return _decode_with_pillow(data, max_pixels, lenient)
@@ -117,27 +120,24 @@ def check_png(data: bytes) -> None:
         offset = end + 4
 
 
-def _decode_plain_jpeg(data: bytes, max_pixels: int, lenient: bool) -> DecodedImage | None:
+def _decode_plain_jpeg(data: bytes, max_pixels: int) -> DecodedImage | None:
     """Decode a gray or RGB JPEG; None for what Pillow must look at."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-    except ValueError:
+    except (ValueError, KeyError):  # a key error where it finds no colour space
         return None
     if colours not in {"YCbCr", "RGB", "Gray"}:
         return None
     check_size(height, width, max_pixels)
-    truncated = False
     try:
+        # Strict always: `strict=False` returns memory as it finds it after a fatal error.
         pixels = simplejpeg.decode_jpeg(data, "RGB")
     except (ValueError, MemoryError) as error:
         found = image_error(error, data)
-        truncated = lenient and isinstance(found, TruncatedImage)
-        if not truncated and "Corrupt JPEG data" not in str(error):
-            return None
-        if not truncated:
+        if isinstance(found, CorruptImage) and "Corrupt JPEG data" in str(error):
             raise found from error
-        pixels = simplejpeg.decode_jpeg(data, "RGB", strict=False)
-    return DecodedImage(pixels=_upright(pixels, _jpeg_orientation(data)), truncated=truncated)
+        return None
+    return DecodedImage(pixels=_upright(pixels, _jpeg_orientation(data)), truncated=False)
 
 
 def _decode_with_pillow(data: bytes, max_pixels: int, lenient: bool) -> DecodedImage:
@@ -146,13 +146,23 @@ def _decode_with_pillow(data: bytes, max_pixels: int, lenient: bool) -> DecodedI
             check_png(data)
         truncated = _load(image, lenient)
         if truncated and image.format in {"JPEG", "MPO"}:
-            # What Pillow's process-wide LOAD_TRUNCATED_IMAGES does: give the file its end.
-            ended = _decode_with_pillow(data + JPEG_END, max_pixels, lenient=False)
-            return DecodedImage(pixels=ended.pixels, truncated=True)
+            return _decode_ended_jpeg(data, max_pixels)
         # The orientation comes last: loading a TIFF applies it and removes it.
         return DecodedImage(
             pixels=_upright(_rgb(image), _orientation(image, data)), truncated=truncated
         )
+
+
+def _decode_ended_jpeg(data: bytes, max_pixels: int) -> DecodedImage:
+    """Give a JPEG its end, as Pillow's process-wide LOAD_TRUNCATED_IMAGES does, and decode it."""
+    start = max(data.rfind(marker) for marker in _JPEG_TABLES)
+    length = max(2, int.from_bytes(data[start + 2 : start + 4], "big"))
+    whole = len(data) if start + 2 + length <= len(data) else start  # without a cut table
+    try:
+        ended = _decode_with_pillow(data[:whole] + JPEG_END, max_pixels, lenient=False)
+    except (CorruptImage, TruncatedImage) as error:
+        raise truncated_image(data) from error
+    return DecodedImage(pixels=ended.pixels, truncated=True)
 
 
 def _load(image: ImageFile.ImageFile, lenient: bool) -> bool:

@@ -118,8 +118,14 @@ def image_error(error: Exception, data: bytes) -> ImageError:
         or isinstance(error, EOFError)
         or re.search("truncated|premature end of jpeg", words, re.I)
     ):
-        return TruncatedImage(f"truncated {name}: it ends after {len(data):,} bytes")
+        return truncated_image(data)
     return CorruptImage(f"corrupt {name}: {'header cannot be read' if unidentified else words}")
+
+
+def truncated_image(data: bytes) -> TruncatedImage:
+    """The error for bytes that end too early."""
+    name, _ = _format_of(data)
+    return TruncatedImage(f"truncated {name or 'image'}: it ends after {len(data):,} bytes")
 
 
 def _format_of(data: bytes) -> tuple[str | None, bool]:

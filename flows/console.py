@@ -29,10 +29,9 @@ def _no_expected_traceback(record: logging.LogRecord) -> bool:
 def summary_lines(result: Any) -> Iterator[str]:
     """The figures and texts of a flow's result, one ``name: value`` line each."""
     for name, value in _items(result).items():
-        if isinstance(value, float):
-            value = f"{value:.4g}"
-        if isinstance(value, str | int):
-            yield f"{name.replace('_', ' ')}: {value}"
+        if isinstance(value, str | int | float):
+            figure = f"{value:.4g}" if isinstance(value, float) else value
+            yield f"{name.replace('_', ' ')}: {figure}"
 
 
 def _items(result: Any) -> dict[str, Any]:

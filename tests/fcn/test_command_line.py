@@ -29,6 +29,11 @@ def photo(tmp_path, rng):
     return path
 
 
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
 def predict(*images, model, out):
     return main(["predict", *map(str, images), "--model", str(model), "--out", str(out)])
 
@@ -36,11 +41,11 @@ def predict(*images, model, out):
 def test_mask_and_overlay_have_the_size_of_the_image(photo, model_path, tmp_path, capsys):
     out = tmp_path / "new" / "out"
     assert predict(photo, model=model_path, out=out) == 0
-    mask = Image.open(out / "photo.png")
-    assert (mask.mode, mask.size) == ("P", (60, 40))
-    (label,) = fcn.Predictor(fcn.load(model_path))([np.asarray(Image.open(photo))])
-    np.testing.assert_array_equal(np.asarray(mask), label)
-    assert Image.open(out / "photo-overlay.jpg").size == (60, 40)
+    (label,) = fcn.Predictor(fcn.load(model_path))([pixels(photo)])
+    with Image.open(out / "photo.png") as mask:
+        assert mask.mode == "P"
+        np.testing.assert_array_equal(np.asarray(mask), label)
+    assert pixels(out / "photo-overlay.jpg").shape == (40, 60, 3)
     assert str(out / "photo.png") in capsys.readouterr().out
 
 

@@ -67,7 +67,7 @@ def to_bytes(model: Model) -> bytes:
     card = _Card(
         format=FORMAT,
         architecture="FCN",
-        backbone=net.backbone,  # type: ignore[arg-type]
+        backbone=net.backbone,
         stride=net.stride,
         geometry=net.geometry,
         learnable_upsampling=net.learnable_upsampling,

@@ -36,7 +36,7 @@ class InputSpec(BaseModel):
 TORCHVISION = InputSpec(
     channel_order="RGB", mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)
 )
-"""Input of torchvision's ImageNet weights: 255 times (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)."""
+"""Input of torchvision's ImageNet weights: its means and deviations of 0..1, times 255."""
 
 CAFFE = InputSpec(channel_order="BGR", mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0))
 """Input of SqueezeNet's released Caffe weights."""

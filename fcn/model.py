@@ -46,8 +46,8 @@ class Fuse(nn.Module):
         Where the coarse scores reach beyond the finer map they are cropped; where they
         begin inside it (only with the reference geometry), its scores are.
         """
-        upscore = self.upscore2(score)
-        score_pool = self.score_pool(pool)
+        upscore: Tensor = self.upscore2(score)
+        score_pool: Tensor = self.score_pool(pool)
         crop = self.upscore2.crop
         if crop >= 0:
             return fit(upscore, crop, *score_pool.shape[2:]) + score_pool
@@ -119,10 +119,10 @@ class FCN(nn.Module):
 
 def score_layer(channels: int, num_classes: int) -> nn.Conv2d:
     """A 1 x 1 convolution to class scores, zero at first, as in the authors' surgery."""
-    score = nn.utils.skip_init(nn.Conv2d, channels, num_classes, 1)
+    score = nn.Conv2d(channels, num_classes, 1)
+    assert score.bias is not None
     nn.init.zeros_(score.weight)
-    if score.bias is not None:
-        nn.init.zeros_(score.bias)
+    nn.init.zeros_(score.bias)
     return score
 
 

@@ -1,6 +1,6 @@
 """Training settings, and the named recipes behind them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
 
@@ -143,28 +143,25 @@ MOMENTUM = 0.99
 def make_optimizer(
     net: nn.Module, recipe: Recipe, learning_rate: float, pretrained: frozenset[str]
 ) -> torch.optim.Optimizer:
-    """The recipe's optimizer; biases and normalisations (one-dimensional) have no decay."""
-    groups = [
-        {
-            "params": [parameter],
-            "lr": learning_rate
-            * (recipe.pretrained_rate if name in pretrained else 1.0)
-            * (recipe.bias_rate if name.endswith(".bias") else 1.0),
-            "weight_decay": 0.0 if parameter.ndim < 2 else recipe.weight_decay,
-        }
-        for name, parameter in net.named_parameters()
+    """The recipe's optimizer; biases and normalisations (one-dimensional) have no decay.
+
+    Args:
+        net: the network.
+        recipe: its optimizer, factors and decay.
+        learning_rate: peak rate of new layers' weights.
+        pretrained: names of the parameters at the recipe's rate for pretrained ones.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in net.named_parameters():
+        rate = learning_rate
+        rate *= recipe.pretrained_rate if name in pretrained else 1.0
+        rate *= recipe.bias_rate if name.endswith("bias") else 1.0
+        decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+    settings = [
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
     ]
-    merged = list(_merge(groups))
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(merged, momentum=MOMENTUM)
-    return torch.optim.AdamW(merged)
-
-
-def _merge(groups: list[dict[str, object]]) -> Iterator[dict[str, object]]:
-    """One group for all parameters of the same rate and decay."""
-    by_settings: dict[tuple[object, object], list[object]] = {}
-    for group in groups:
-        settings = group["lr"], group["weight_decay"]
-        by_settings.setdefault(settings, []).extend(group["params"])  # type: ignore[arg-type]
-    for (rate, decay), parameters in by_settings.items():
-        yield {"params": parameters, "lr": rate, "weight_decay": decay}
+        return torch.optim.SGD(settings, momentum=MOMENTUM)
+    return torch.optim.AdamW(settings)

@@ -40,6 +40,13 @@ class Labelled(Protocol):
     def label(self) -> bytes: ...  # noqa: D102
 
 
+class LabelledSamples(Protocol):
+    """Labelled images in random access."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Labelled: ...
+
+
 @dataclass(frozen=True)
 class Step:
     """What one step did.
@@ -85,7 +92,7 @@ class Trainer:
     def __init__(
         self,
         model: Model,
-        samples: Sequence[Labelled],
+        samples: LabelledSamples,
         config: TrainConfig,
         *,
         class_pixels: Sequence[int],
@@ -207,7 +214,7 @@ class Trainer:
     def _loader(self) -> DataLoader[Any]:
         return DataLoader(
             self._samples,
-            batch_sampler=self.batches(),  # type: ignore[arg-type]
+            batch_sampler=self.batches(),
             num_workers=self.config.num_workers,
             collate_fn=self._samples.collate,
             pin_memory=self.device.type == "cuda",
@@ -231,7 +238,7 @@ class Trainer:
 class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
     """Decoded and augmented samples, by (epoch, sample)."""
 
-    def __init__(self, samples: Sequence[Labelled], config: TrainConfig, ignore_index: int) -> None:
+    def __init__(self, samples: LabelledSamples, config: TrainConfig, ignore_index: int) -> None:
         self.samples = samples
         self.seed = config.seed
         self.ignore_index = ignore_index

@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 import torch
 import torchvision
-from torch import nn
+from torch import fx, nn
 from torchvision.models.feature_extraction import create_feature_extractor
+
+from fcn.geometry import window
 
 Geometry = Literal["same", "reference"]
 
@@ -47,9 +49,9 @@ def convolutionalise(linear: nn.Linear, grid: int) -> nn.Conv2d:
     if rest:
         raise ValueError(f"{linear.in_features} inputs are no map of {grid} x {grid} cells")
     bias = linear.bias is not None
-    with torch.device(linear.weight.device):
-        conv = nn.utils.skip_init(nn.Conv2d, channels, linear.out_features, grid, bias=bias)
-    conv.weight = nn.Parameter(linear.weight.detach().view(conv.weight.shape))
+    with torch.device("meta"):
+        conv = nn.Conv2d(channels, linear.out_features, grid, bias=bias)
+    conv.weight = nn.Parameter(linear.weight.detach().reshape(conv.weight.shape))
     if bias:
         conv.bias = nn.Parameter(linear.bias.detach())
     return conv
@@ -140,7 +142,7 @@ Backbone = Literal[
 """The names of `TRUNKS`, as a type for settings and forms."""
 
 
-def build(backbone: str, stride: int, geometry: Geometry) -> tuple[nn.Module, nn.Sequential]:
+def build(backbone: str, stride: int, geometry: Geometry) -> tuple[fx.GraphModule, nn.Sequential]:
     """The trunk, traced to return its maps from ``stride`` down, and its head.
 
     Args:
@@ -169,7 +171,8 @@ def build(backbone: str, stride: int, geometry: Geometry) -> tuple[nn.Module, nn
     else:
         raise ValueError(f"the reference geometry is known for the VGG nets, not for {backbone}")
     nodes = {node: str(stride_) for stride_, node in row.nodes.items() if stride_ >= stride}
-    return create_feature_extractor(net, nodes, suppress_diff_warning=True), head
+    trunk: fx.GraphModule = create_feature_extractor(net, nodes, suppress_diff_warning=True)
+    return trunk, head
 
 
 def _options(backbone: str) -> dict[str, Any]:
@@ -185,17 +188,16 @@ def centre_windows(net: nn.Module) -> None:
     lopsided borders, and images of any size, even 1 x 1, go through.
     """
     for layer in net.modules():
-        if not isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+        geometry = window(layer)
+        if geometry is None:
             continue
-        kernel = layer.kernel_size if isinstance(layer, nn.Conv2d) else (layer.kernel_size,)
-        odd = int(kernel[0]) % 2 == 1
+        kernel, reach = geometry["kernel"], (geometry["kernel"] - 1) * geometry["dilation"]
         if isinstance(layer, nn.Conv2d):
-            reach = (layer.kernel_size[0] - 1) * layer.dilation[0]
-            assert odd, layer
+            assert kernel % 2, f"no centre in an even convolution: {layer}"
             layer.padding = (reach // 2, reach // 2)
-        else:
-            layer.padding = (int(kernel[0]) - 1) // 2 if odd else 0
-            layer.ceil_mode = not odd
+        elif isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
+            layer.padding = reach // 2 if kernel % 2 else 0
+            layer.ceil_mode = kernel % 2 == 0
 
 
 def reference_windows(net: nn.Module) -> None:

@@ -69,17 +69,16 @@ def transplant(
 
 
 def _from_imagenet(net: FCN) -> Transplant:
-    """torchvision's classifier weights, its Linear layers reshaped to convolutions."""
+    """Torchvision's classifier weights, its Linear layers reshaped to convolutions."""
     weights = torchvision.models.get_weight(TRUNKS[net.backbone].weights)
     state = weights.get_state_dict(progress=False, check_hash=True)
     tensors = {f"trunk.{name}": tensor for name, tensor in state.items()}
     for layer, old in (("fc6", "classifier.0"), ("fc7", "classifier.3")):
         if hasattr(net.head, layer):
             grid = getattr(net.head, layer).kernel_size[0]
-            linear = torch.nn.Linear(*reversed(state[f"{old}.weight"].shape), device="meta")
-            linear.load_state_dict(
-                {"weight": state[f"{old}.weight"], "bias": state[f"{old}.bias"]}, assign=True
-            )
+            weight, bias = (state[f"{old}.{kind}"] for kind in ("weight", "bias"))
+            linear = torch.nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+            linear.load_state_dict({"weight": weight, "bias": bias}, assign=True)
             conv = convolutionalise(linear, grid)
             tensors |= {f"head.{layer}.{name}": w for name, w in conv.state_dict().items()}
     return _copy(net, tensors, TORCHVISION)

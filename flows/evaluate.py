@@ -1,0 +1,46 @@
+"""The flow that measures a model."""
+
+from prefect import flow
+
+from tasks.dataset import read_info
+from tasks.evaluate import (
+    EvaluateConfig,
+    EvaluateSummary,
+    report_evaluation,
+    run_name,
+    score_split,
+)
+
+
+@flow(name="evaluate", flow_run_name=run_name)
+def evaluate(
+    dataset_url: str,
+    model_url: str,
+    report_url: str,
+    split: str = "val",
+    config: EvaluateConfig = EvaluateConfig(),  # noqa: B008 - frozen
+) -> EvaluateSummary:
+    """Score a model on a split of a dataset, at the labels' own resolution.
+
+    One confusion matrix over the whole split gives the paper's four figures: pixel accuracy,
+    mean accuracy, mean IU and frequency-weighted IU. Pixels with the ignored label do not
+    count.
+
+    Args:
+        dataset_url: A dataset that ingest made.
+        model_url: A model.safetensors of a training run.
+        report_url: Where report.html and its plots go.
+        split: Which split to score: train, val, test.
+        config: Device, and how many examples the report shows.
+
+    Returns:
+        The four figures and where the report is.
+
+    Raises:
+        DatasetError: no dataset at dataset_url, or no such split.
+        CheckpointError: no usable model at model_url, or one of other classes.
+        StoreError: something cannot be read or written.
+    """
+    info = read_info(dataset_url)
+    evaluation = score_split(info, model_url, split, config)
+    return report_evaluation(evaluation, info, report_url)

@@ -1,0 +1,64 @@
+"""The flow that does it all: ingest, train, evaluate, predict."""
+
+from prefect import flow
+from tasks.predict import PredictConfig
+
+from fcn.recipes import TrainConfig
+from flows.evaluate import evaluate
+from flows.ingest import ingest
+from flows.predict import predict
+from flows.train import train
+from tasks.evaluate import EvaluateConfig, evaluation_split
+from tasks.ingest import IngestConfig
+from tasks.layouts import Layout
+from tasks.pipeline import PipelineSummary, Places, run_name
+
+
+@flow(name="pipeline", flow_run_name=run_name)
+def pipeline(
+    source_url: str,
+    collection_url: str,
+    work_url: str,
+    layout: Layout = "auto",
+    classes: list[str] | str | None = None,
+    ingest_config: IngestConfig = IngestConfig(),  # noqa: B008 - frozen
+    train_config: TrainConfig = TrainConfig(),  # noqa: B008 - frozen
+    evaluate_config: EvaluateConfig = EvaluateConfig(),  # noqa: B008 - frozen
+    predict_config: PredictConfig = PredictConfig(),  # noqa: B008 - frozen
+) -> PipelineSummary:
+    """From labelled images to masks of a whole collection: ingest, train, evaluate, predict.
+
+    Each step is a flow of its own and skips what is done already, so that the same call again
+    goes on where a stopped one left off.
+
+    Args:
+        source_url: Labelled images and masks to learn from.
+        collection_url: Images to segment: a folder, a prefix, or a glob.
+        work_url: Where all of it goes: dataset/, run/, report/, prediction/ below it.
+        layout: Layout of the source, see ingest.
+        classes: Classes of the source, see ingest.
+        ingest_config: Settings of ingest.
+        train_config: Settings of train.
+        evaluate_config: Settings of evaluate.
+        predict_config: Settings of predict.
+
+    Returns:
+        The summaries of training's evaluation and of the prediction, and where all things are.
+    """
+    places = Places(work_url)
+    info = ingest(source_url, places.dataset_url, layout, classes, ingest_config)
+    trained = train(places.dataset_url, places.run_url, train_config)
+    scores = evaluate(
+        places.dataset_url,
+        trained.model_url,
+        places.report_url,
+        evaluation_split(info),
+        evaluate_config,
+    )
+    prediction = predict(collection_url, trained.model_url, places.output_url, predict_config)
+    return PipelineSummary(
+        model_url=trained.model_url,
+        output_url=places.output_url,
+        evaluation=scores,
+        prediction=prediction,
+    )

@@ -1,0 +1,50 @@
+"""The flow that trains a network."""
+
+from prefect import flow
+
+from fcn.recipes import TrainConfig
+from tasks.dataset import read_info
+from tasks.evaluate import EvaluateConfig, evaluation_split, report_evaluation, score_split
+from tasks.train import TrainSummary, claim_run, run_name, train_network
+
+
+@flow(name="train", flow_run_name=run_name)
+def train(
+    dataset_url: str,
+    run_url: str,
+    config: TrainConfig = TrainConfig(),  # noqa: B008 - frozen
+) -> TrainSummary:
+    """Train a fully convolutional network on a dataset, and report how good it is.
+
+    The same call again goes on where a stopped or killed run left off, to the same weights
+    bit for bit on a CPU, and does nothing when the model is there. A run_url belongs to one
+    configuration and one dataset; any other is refused.
+
+    Args:
+        dataset_url: A dataset that ingest made.
+        run_url: Where the run is kept: model.safetensors, metrics.jsonl, report.html, state/.
+        config: Network, first weights, recipe, crops.
+
+    Returns:
+        Figures on the val split (on train, if there is no val) and where model and report are.
+
+    Raises:
+        DatasetError: no dataset at dataset_url.
+        RunError: another configuration is at run_url.
+        CheckpointError: init names weights that do not fit.
+        TrainingError: the loss is not finite.
+        StoreError: something cannot be read or written.
+    """
+    info = read_info(dataset_url)
+    run = claim_run(info, run_url, config)
+    model_url = train_network(info, run, config)
+    settings = EvaluateConfig(device=config.device, precision=config.precision)
+    evaluation = score_split(info, model_url, evaluation_split(info), settings)
+    summary = report_evaluation(evaluation, info, run_url, run.read_metrics())
+    return TrainSummary(
+        model_url=model_url,
+        report_url=summary.report_url,
+        split=summary.split,
+        mean_iu=summary.mean_iu,
+        pixel_accuracy=summary.pixel_accuracy,
+    )

@@ -1,0 +1,224 @@
+"""The tasks of a training: claim the run, train, and write what is left of it."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run
+
+from fcn.checkpoint import Model, to_bytes
+from fcn.evaluate import score_samples
+from fcn.metrics import Scores
+from fcn.model import FCN
+from fcn.predict import Predictor
+from fcn.recipes import TrainConfig
+from fcn.train import Step, Trainer
+from fcn.weights import transplant
+from tasks import stores
+from tasks.artifacts import Progress
+from tasks.dataset import DatasetInfo, Samples, open_split
+from tasks.runs import Row, Run, claim
+
+NUM_ROWS = 200
+"""Lines of metrics.jsonl for a whole training: enough for a curve."""
+
+STATE_SECONDS = 60
+"""Least seconds between two states: what a killed training loses at most."""
+
+
+@task(task_run_name="claim the run", cache_policy=NO_CACHE)
+def claim_run(info: DatasetInfo, run_url: str, config: TrainConfig) -> Run:
+    """Make sure that this run_url is free, or of this very training."""
+    run = claim(run_url, info, config)
+    if not config.resume:
+        run.start_over()
+    return run
+
+
+@task(task_run_name="train {config.backbone} FCN-{config.stride}s", cache_policy=NO_CACHE)
+def train_network(info: DatasetInfo, run: Run, config: TrainConfig) -> str:
+    """Train on the split "train", from the state of an earlier process if there is one.
+
+    Returns:
+        URL of the trained model.
+    """
+    logger = get_run_logger()
+    if run.is_done():
+        logger.info("nothing to do: %s is trained already", stores.redact(run.model_url))
+        return run.model_url
+    samples = open_split(info, "train")
+    logger.info("training on %s images of %s", f"{len(samples):,}", stores.redact(info.url))
+    trainer = make_trainer(info, samples, run, config)
+    if trainer.step:
+        logger.info("resumed at step %s of %s", f"{trainer.step:,}", f"{trainer.num_steps:,}")
+    start = time.monotonic()
+    _Recorder(info, run, trainer, config).record()
+    logger.info("trained %s steps in %.0f s", f"{trainer.num_steps:,}", time.monotonic() - start)
+    return run.model_url
+
+
+def make_trainer(info: DatasetInfo, samples: Samples, run: Run, config: TrainConfig) -> Trainer:
+    """A trainer with its first weights, or those of the run's state."""
+    torch.manual_seed(config.seed)
+    net = FCN(
+        config.backbone,
+        len(info.classes),
+        config.stride,
+        learnable_upsampling=config.learnable_upsampling,
+    )
+    first = transplant(net, config.init, info.classes, stores.read_bytes)
+    return Trainer(
+        Model(net, info.classes, first.input),
+        samples,
+        config,
+        class_pixels=info.splits["train"].class_pixels,
+        transplant=first,
+        state=run.read_state(),
+    )
+
+
+class _Recorder:
+    """Runs a trainer, and keeps its log, metrics, progress and state."""
+
+    def __init__(self, info: DatasetInfo, run: Run, trainer: Trainer, config: TrainConfig) -> None:
+        self.run, self.trainer, self.config = run, trainer, config
+        self.logger = get_run_logger()
+        # Lines beyond the state are of steps that a killed process did in vain.
+        self.rows = [row for row in run.read_metrics() if row["step"] <= trainer.step]
+        self.interval = max(1, trainer.num_steps // NUM_ROWS)
+        self.recent: list[Step] = []
+        self.val = open_split(info, "val") if "val" in info.splits else None
+        self.info = info
+        self.saved = time.monotonic()
+
+    def record(self) -> None:
+        """Train to the end."""
+        trainer = self.trainer
+        done = trainer.step * self.config.batch_size
+        total = self.config.epochs * trainer.num_samples
+        with Progress("train-progress", total=total, done=done, description="Training") as progress:
+            for step in trainer.run():
+                self.recent.append(step)
+                progress.advance(step.num_images, note=f"loss {step.loss:.3f}")
+                self._log(step)
+                if self._evaluates(step):
+                    self._evaluate(step)
+                elif time.monotonic() - self.saved > STATE_SECONDS:
+                    self._save()
+        self.run.write_metrics(self.rows)
+        self.run.write_model(to_bytes(self._finished()))
+
+    def _log(self, step: Step) -> None:
+        last = step.step == self.trainer.num_steps
+        if step.step % self.interval and not last:
+            return
+        row = summary(self.recent)
+        self.recent.clear()
+        self.rows.append(row)
+        self.logger.info(
+            "epoch %d of %d, step %s of %s: loss %.4f, learning rate %.2e, %.1f images/s, "
+            "waited %.0f %%",
+            row["epoch"],
+            self.config.epochs,
+            f"{step.step:,}",
+            f"{self.trainer.num_steps:,}",
+            row["loss"],
+            row["learning_rate"],
+            row["images_per_second"],
+            100 * row["waited"],
+        )
+
+    def _evaluates(self, step: Step) -> bool:
+        last = step.step == self.trainer.num_steps
+        return last or (step.ends_epoch and step.epoch % self.config.evaluate_every == 0)
+
+    def _evaluate(self, step: Step) -> None:
+        if self.val is not None:
+            start = time.monotonic()
+            self.rows.append(evaluation_row(step, self._scores(self.val)))
+            self.logger.info(
+                "epoch %d: mean IU %.2f %%, pixel accuracy %.2f %% on %d val images in %.0f s",
+                step.epoch,
+                100 * self.rows[-1]["mean_iu"],
+                100 * self.rows[-1]["pixel_accuracy"],
+                len(self.val),
+                time.monotonic() - start,
+            )
+        self._save()
+
+    def _scores(self, samples: Samples) -> Scores:
+        config = self.config
+        predictor = Predictor(self.trainer.model, device=config.device, precision=config.precision)
+        scored = score_samples(predictor, samples)
+        return Scores(np.sum([sample.confusion for sample in scored], axis=0))
+
+    def _save(self) -> None:
+        """Metrics first: what they hold beyond the state is dropped by whoever resumes."""
+        self.run.write_metrics(self.rows)
+        self.run.write_state(self.trainer.state())
+        self.saved = time.monotonic()
+
+    def _finished(self) -> Model:
+        evaluations = [row for row in self.rows if "mean_iu" in row]
+        self.trainer.model.facts.update(
+            dataset={"digest": self.info.digest, "source": self.info.source},
+            config=self.config.model_dump(mode="json") | {"init": stores.redact(self.config.init)},
+            scores={"split": "val", **evaluations[-1]} if evaluations else {},
+        )
+        return self.trainer.model
+
+
+def summary(steps: list[Step]) -> Row:
+    """The line of metrics.jsonl for a few steps: means, and rates over their whole time."""
+    seconds = sum(step.seconds for step in steps)
+    images = sum(step.num_images for step in steps)
+    return {
+        "step": steps[-1].step,
+        "epoch": steps[-1].epoch,
+        "loss": float(np.mean([step.loss for step in steps])),
+        "learning_rate": steps[-1].learning_rate,
+        "images_per_second": images / seconds,
+        "waited": sum(step.waited for step in steps) / seconds,
+    }
+
+
+def evaluation_row(step: Step, scores: Scores) -> Row:
+    """The line of metrics.jsonl for an evaluation; classes that do not occur have null."""
+    return {
+        "step": step.step,
+        "epoch": step.epoch,
+        "pixel_accuracy": scores.pixel_accuracy,
+        "mean_accuracy": scores.mean_accuracy,
+        "mean_iu": scores.mean_iu,
+        "frequency_weighted_iu": scores.frequency_weighted_iu,
+        "iu": [None if np.isnan(iu) else float(iu) for iu in scores.iu],
+    }
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What a training run left.
+
+    Attributes:
+        model_url: the model.
+        report_url: the report, an HTML page.
+        split: the split that the figures are of.
+        mean_iu: over the classes that occur.
+        pixel_accuracy: share of the right pixels.
+    """
+
+    model_url: str
+    report_url: str
+    split: str
+    mean_iu: float
+    pixel_accuracy: float
+
+
+def run_name() -> str:
+    """``train DATASET -> RUN``, without what a URL may hold of credentials."""
+    parameters = flow_run.parameters
+    urls = (parameters["dataset_url"], parameters["run_url"])
+    return "train " + " -> ".join(stores.redact(url) for url in urls)

@@ -178,7 +178,8 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 def _reasons(model: "type[BaseModel]", error: "ValidationError") -> str:
     known = set(_option_names(model.model_fields))
     return "; ".join(
-        f"{_option(item['loc'], known)}: {item['msg']}, found {item['input']!r}"
+        f"{_option(item['loc'], known)}: {item['msg'].removeprefix('Value error, ')}"
+        + ("" if isinstance(item["input"], Mapping) else f", found {item['input']!r}")
         for item in error.errors(include_url=False)
     )
 

@@ -26,12 +26,17 @@ def _no_expected_traceback(record: logging.LogRecord) -> bool:
     return not (record.exc_info and record.exc_info[1] and is_expected(record.exc_info[1]))
 
 
-def summary_lines(result: Any) -> Iterator[str]:
-    """The figures and texts of a flow's result, one ``name: value`` line each."""
+def summary_lines(result: Any, prefix: str = "") -> Iterator[str]:
+    """The figures and texts of a flow's result, one ``name: value`` line each.
+
+    A result within the result, such as the evaluation of a pipeline, is told after its name.
+    """
     for name, value in _items(result).items():
+        label = f"{prefix}{name.replace('_', ' ')}"
         if isinstance(value, str | int | float):
-            figure = f"{value:.4g}" if isinstance(value, float) else value
-            yield f"{name.replace('_', ' ')}: {figure}"
+            yield f"{label}: {value:.4g}" if isinstance(value, float) else f"{label}: {value}"
+        elif type(value).__module__.startswith("tasks."):
+            yield from summary_lines(value, f"{label} ")
 
 
 def _items(result: Any) -> dict[str, Any]:

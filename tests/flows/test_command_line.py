@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 from prefect import flow
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fcn.errors import CheckpointError
 from flows.command_line import VERBS, UsageError, main, overview, parse, run_flow
@@ -24,6 +24,12 @@ class SampleConfig(BaseModel):
     include: tuple[str, ...] = Field((), description="Patterns.")
     learning_rate: float | None = Field(0.1, description="Step.")
     resume: bool = Field(True, description="Go on.")
+
+    @model_validator(mode="after")
+    def _has_a_sink(self):
+        if not self.sinks:
+            raise ValueError("sinks is empty; name parquet or png")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +150,7 @@ def test_the_environment_gives_no_parameter(monkeypatch):
             [*URL, "--config.epochs", "x", "--layout", "coco"],
             "^--layout: Input should be 'auto' or 'voc', found 'coco'; --config.epochs: .* integer",
         ),
+        ([*URL, "--config.sinks", "[]"], "^--config: sinks is empty; name parquet or png$"),
         ([*URL, "--config.crop-size", "3"], "^--config.crop-size: Field required, found"),
     ],
 )

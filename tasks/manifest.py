@@ -23,9 +23,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from fcn.classes import Classes
-from fcn.masks import MaskFormat
 from tasks import stores
-from tasks.predict_config import Sink
 from tasks.stores import Entry, StoreError
 
 PAGE_ROWS = 10_000
@@ -42,8 +40,25 @@ _CARD = b"fcn.run"
 _RUN = re.compile(r"run=(\d{5,})/manifest\.parquet")
 
 
+class ModelCard(BaseModel):
+    """A model file: where it was, what tells that it is still the same, and its classes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: str
+    size: int
+    etag: str
+    digest: str
+    classes: list[dict[str, Any]]
+    ignore_index: int
+
+    def label_classes(self) -> Classes:
+        """The classes of the masks."""
+        return Classes.from_json(self.classes, self.ignore_index)
+
+
 class RunCard(BaseModel):
-    """What a run is, beside its images. ``model_*`` tell whether the model is still the same."""
+    """What a run is, beside its images."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,18 +66,7 @@ class RunCard(BaseModel):
     run_digest: str
     collection_url: str
     images_per_shard: int
-    mask_format: MaskFormat
-    sinks: tuple[Sink, ...]
-    model_url: str
-    model_size: int
-    model_etag: str
-    model_digest: str
-    classes: list[dict[str, Any]]
-    ignore_index: int
-
-    def label_classes(self) -> Classes:
-        """The model's classes."""
-        return Classes.from_json(self.classes, self.ignore_index)
+    model: ModelCard
 
 
 @dataclass(frozen=True, kw_only=True)

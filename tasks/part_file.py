@@ -20,7 +20,10 @@ ROW_GROUP_ROWS = 500
 """A random row costs two requests and one row group; 500 masks are about 2 MB."""
 
 _FOOTER = b"fcn.part"
-_MASK_COLUMNS = {"mask", "mask_rle"}  # compressed already
+_COMPRESSED = (  # all but the masks, which are compressed already
+    *("key", "url", "size", "etag", "height", "width", "status", "error_class", "error"),
+    *("class_pixels.list.element", "confidence", "run_digest"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class Row:
         status: ``failed`` has a reason and no mask; ``partial`` is a truncated image.
         error_class: name of the exception that failed it, such as ``TruncatedImage``.
         mask: the encoded mask, ``None`` where it is in an object of its own.
-        mask_path: name or URL of that object.
+        mask_path: file name of the mask, or URL of that object.
         class_pixels: pixels of each class, by id.
         confidence: mean over the pixels of the winning class's probability.
     """
@@ -85,12 +88,12 @@ def summarise(rows: Iterable[Row], *, run: int, number: int, run_digest: str) ->
 
 def schema(mask_format: MaskFormat) -> pa.Schema:
     """Columns of a part; Hugging Face ``datasets`` shows PNG masks as images."""
-    mask: "pa.Field[Any]" = (
+    mask: pa.Field[Any] = (
         pa.field("mask", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
         if mask_format == "png"
         else pa.field("mask_rle", pa.binary())
     )
-    columns: "list[pa.Field[Any]]" = [
+    columns: list[pa.Field[Any]] = [
         pa.field("key", pa.string()),
         pa.field("url", pa.string()),
         pa.field("size", pa.int64()),
@@ -122,7 +125,7 @@ def encode(rows: Sequence[Row], part: Part, mask_format: MaskFormat) -> bytes:
         table,
         sink,
         row_group_size=ROW_GROUP_ROWS,
-        compression={name: "none" if name in _MASK_COLUMNS else "zstd" for name in columns.names},
+        compression=dict.fromkeys(_COMPRESSED, "zstd"),
         use_dictionary=["status", "error_class", "error", "run_digest"],  # type: ignore[arg-type]
         write_statistics=["key", "status", "height", "width", "confidence"],
         write_page_index=True,

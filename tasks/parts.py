@@ -159,7 +159,7 @@ def unread_keys(output_url: str, part: Part) -> set[str]:
 
 def _dataset(places: Sequence[tuple[int, str]]) -> ds.Dataset:
     """The rows of parts, each given as its run and URL."""
-    columns: "dict[str, pa.Field[Any]]" = {}
+    columns: dict[str, pa.Field[Any]] = {}
     for url in dict(places).values():  # one of each run: their mask columns may differ
         with stores.open_input(url) as file:
             columns |= {column.name: column for column in pq.read_schema(file)}

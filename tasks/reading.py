@@ -18,15 +18,15 @@ class ReadError(Exception):
     """An object whose bytes could not be had; another run tries again."""
 
 
-class ObjectVanished(ReadError):  # noqa: N818 - a row's error_class
+class ObjectVanished(ReadError):
     """An object that was listed and is gone."""
 
 
-class ObjectChanged(ReadError):  # noqa: N818 - a row's error_class
+class ObjectChanged(ReadError):
     """An object of another size than was listed."""
 
 
-class ReadFailed(ReadError):  # noqa: N818 - a row's error_class
+class ReadFailed(ReadError):
     """An object that its store would not give."""
 
 

@@ -1,0 +1,48 @@
+"""The flow that segments a collection."""
+
+from prefect import flow
+
+from tasks.predict import (
+    PredictConfig,
+    PredictSummary,
+    plan_prediction,
+    publish_prediction,
+    require_few_failed,
+    run_name,
+    segment_shards,
+)
+
+
+@flow(name="predict", flow_run_name=run_name)
+def predict(
+    collection_url: str,
+    model_url: str,
+    output_url: str,
+    config: PredictConfig = PredictConfig(),  # noqa: B008 - frozen
+) -> PredictSummary:
+    """Segment every image of a collection and write its masks as Parquet parts.
+
+    Every image gets exactly one row: a mask, or the reason why there is none. A rerun over
+    the same output goes on where the last run was cut off, and later does only the images
+    that are new or have changed, or all of them with another model.
+
+    Args:
+        collection_url: A prefix (s3://bucket/photos), a prefix and a glob
+            (s3://bucket/photos/**/left_*.jpg), or one image.
+        model_url: A model.safetensors of a training run.
+        output_url: Where manifest, parts and index go.
+        config: Shards, batches, mask format, limits.
+
+    Returns:
+        Images by status, and seconds by stage.
+
+    Raises:
+        StoreError: a URL that does not exist or cannot be written; a collection without images.
+        CheckpointError: no usable model at model_url.
+        PredictError: shards failed, or too many images; what is done is kept.
+    """
+    plan = plan_prediction(collection_url, model_url, output_url, config)
+    segmented = segment_shards(plan, model_url, config)
+    summary = publish_prediction(plan, segmented)
+    require_few_failed(summary, config.max_failed)
+    return summary

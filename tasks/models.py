@@ -1,0 +1,84 @@
+"""The trained model of a run: which one it is, and the one that is loaded in this process."""
+
+import hashlib
+import threading
+from dataclasses import dataclass
+
+import fcn
+from fcn.errors import CheckpointError
+from tasks import stores
+from tasks.manifest import ModelCard
+from tasks.predict_config import PredictConfig
+from tasks.stores import Entry, StoreError
+
+_lock = threading.Lock()
+_loaded: dict[tuple[object, ...], "LoadedModel"] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model ready for use, and what it is."""
+
+    predictor: fcn.Predictor
+    card: ModelCard
+
+
+def find_model(model_url: str) -> Entry:
+    """The model file as its store lists it, without reading it.
+
+    Raises:
+        StoreError: there is no such file.
+    """
+    if stores.kind_of(model_url) != "object":
+        raise StoreError(
+            f"model_url {stores.redact(model_url)} is no file; expected a model such as "
+            "RUN/model.safetensors"
+        )
+    return next(stores.list_entries(model_url))
+
+
+def is_same(model: Entry, card: ModelCard) -> bool:
+    """Whether a model file is, by its store's word, the one of a card."""
+    place = stores.redact(model.url)
+    return bool(model.etag) and (place, model.size, model.etag) == (card.url, card.size, card.etag)
+
+
+def load_model(model: Entry, config: PredictConfig) -> LoadedModel:
+    """Load a model, once per process: shards that run at the same time share it.
+
+    Raises:
+        StoreError: the file cannot be read.
+        CheckpointError: it is no model file of ours, or damaged.
+        ValueError: a device this machine does not have.
+    """
+    key = (model, config.device, config.precision, config.batch_size, config.tile_size)
+    with _lock:
+        if key not in _loaded:
+            _loaded.clear()  # one model at a time is in memory
+            _loaded[key] = _load(model, config)
+        return _loaded[key]
+
+
+def _load(model: Entry, config: PredictConfig) -> LoadedModel:
+    place = stores.redact(model.url)
+    data = stores.read_bytes(model.url)
+    try:
+        loaded = fcn.load(data)
+    except CheckpointError as error:
+        raise CheckpointError(f"model {place}: {error}") from error
+    predictor = fcn.Predictor(
+        loaded,
+        device=config.device,
+        precision=config.precision,
+        batch_size=config.batch_size,
+        tile_size=config.tile_size,
+    )
+    card = ModelCard(
+        url=place,
+        size=model.size,
+        etag=model.etag,
+        digest=hashlib.sha256(data).hexdigest(),
+        classes=loaded.classes.to_json(),
+        ignore_index=loaded.classes.ignore_index,
+    )
+    return LoadedModel(predictor=predictor, card=card)

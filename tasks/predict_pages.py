@@ -1,0 +1,142 @@
+"""The Markdown page of a prediction: counts, failures, and pictures of typical images."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from fcn.classes import Classes
+from fcn.draw import overlay
+from fcn.images import decode_image
+from fcn.masks import decode_mask
+from tasks import parts, stores
+from tasks.manifest import Manifest
+from tasks.markdown import escape, image, table
+from tasks.reading import read_objects
+from tasks.shards import PredictSummary
+from tasks.stores import Entry
+
+NUM_EXAMPLES = 6
+MAX_EXAMPLE_PIXELS = 20_000_000
+
+_COLUMNS = ["key", "url", "size", "etag", "height", "width", "status", "confidence", "class_pixels"]
+
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Example:
+    """An image with its mask laid over it, uint8 ``H x W x 3``, and what is seen."""
+
+    picture: np.ndarray
+    caption: str
+
+
+def find_examples(manifest: Manifest, count: int = NUM_EXAMPLES) -> list[Example]:
+    """Typical images of a run: those between its least and its most confident ones.
+
+    They are looked for among the first rows of up to ``count`` parts, spread over the run.
+
+    Raises:
+        StoreError: a part or an image cannot be read.
+        ImageError: an image was replaced since.
+    """
+    there = [
+        part
+        for part in parts.committed(manifest.output_url)
+        if part.run == manifest.card.run and part.ok + part.partial
+    ]
+    rows = [
+        row
+        for part in _spread(there, count)
+        for row in _first_rows(parts.part_url(manifest.output_url, part.run, part.number))
+        if row["status"] != "failed" and row["height"] * row["width"] <= MAX_EXAMPLE_PIXELS
+    ]
+    rows.sort(key=lambda row: row["confidence"])
+    tenth = len(rows) // 10
+    chosen = _spread(rows[tenth : len(rows) - tenth], count)
+    classes = manifest.card.model.label_classes()
+    found = read_objects([_entry(row) for row in chosen])
+    return [
+        _example(row, data, classes)
+        for row, data in zip(chosen, found, strict=True)
+        if isinstance(data, bytes)
+    ]
+
+
+def prediction_page(
+    summary: PredictSummary, failures: Sequence[Mapping[str, Any]], examples: Sequence[Example]
+) -> str:
+    """What a prediction came to, for the run's page.
+
+    Args:
+        summary: Its figures.
+        failures: The first failed images: key, error_class, error.
+        examples: Pictures to show.
+    """
+    rate = summary.segmented / summary.seconds if summary.seconds else 0.0
+    now = f"{summary.segmented:,} in {summary.seconds:.1f} s, {rate:.1f} images/s"
+    lines = [
+        f"# Prediction {escape(summary.output_url)}",
+        f"Run {summary.run:05d}: {summary.rows:,} images. Segmented now: {now}.",
+        table(["status", "images", "share"], [tuple(row.values()) for row in status_rows(summary)]),
+        table(["stage", "busy seconds"], [(s, f"{t:.1f}") for s, t in summary.stages.items()]),
+    ]
+    if examples:
+        pictures = [f"{image(e.picture, e.caption)} {escape(e.caption)}" for e in examples]
+        lines += ["## Typical images", *pictures]
+    if failures:
+        shown = [(row["key"], row["error_class"], row["error"]) for row in failures]
+        lines += [
+            f"## Failed images, {len(failures):,} of {summary.failed:,}",
+            table(["key", "error class", "error"], shown),
+        ]
+    return "\n\n".join(lines)
+
+
+def status_rows(summary: PredictSummary) -> list[dict[str, object]]:
+    """A row for each status, with its number of images and their share."""
+    counts = {"ok": summary.ok, "partial": summary.partial, "failed": summary.failed}
+    return [
+        {"status": status, "images": f"{count:,}", "share": f"{100 * count / summary.rows:.2f} %"}
+        for status, count in counts.items()
+    ]
+
+
+def _first_rows(url: str) -> list[dict[str, Any]]:
+    """The rows of a part's first row group; a mask in them is decoded only when it is shown."""
+    with stores.open_input(url) as file:
+        parquet = pq.ParquetFile(file)
+        names = set(parquet.schema_arrow.names)
+        columns = [name for name in (*_COLUMNS, "mask", "mask_rle") if name in names]
+        return parquet.read_row_group(0, columns=columns).to_pylist()
+
+
+def _example(row: Mapping[str, Any], data: bytes, classes: Classes) -> Example:
+    mask = row.get("mask_rle") or row["mask"]["bytes"] or stores.read_bytes(row["mask"]["path"])
+    pixels = decode_image(data, lenient=row["status"] == "partial").pixels
+    pixel_counts = row["class_pixels"]
+    largest = sorted(range(len(pixel_counts)), key=pixel_counts.__getitem__, reverse=True)[:3]
+    shares = ", ".join(
+        f"{classes.names[index]} {100 * pixel_counts[index] / sum(pixel_counts):.0f} %"
+        for index in largest
+        if pixel_counts[index]
+    )
+    return Example(
+        picture=overlay(pixels, decode_mask(mask), classes),
+        caption=f"{row['key']}: {shares}; confidence {row['confidence']:.2f}",
+    )
+
+
+def _entry(row: Mapping[str, Any]) -> Entry:
+    size = stores.UNKNOWN_SIZE if row["size"] is None else row["size"]
+    return Entry(key=row["key"], url=row["url"], size=size, etag=row["etag"])
+
+
+def _spread(rows: Sequence[Item], count: int) -> list[Item]:
+    """Up to ``count`` of the rows, evenly spread."""
+    step = max(1.0, len(rows) / count)
+    return [rows[int(index * step)] for index in range(min(count, len(rows)))]

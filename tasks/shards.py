@@ -1,0 +1,169 @@
+"""A shard: its images segmented, its part put; and what all shards of a run came to."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from fcn.errors import CheckpointError
+from tasks import models, part_file, parts, stores
+from tasks.engine import SaveMask, Seconds, Segmenter, Stage, segment
+from tasks.manifest import Manifest
+from tasks.part_file import Part
+from tasks.plan import Plan
+from tasks.predict_config import PredictConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardReport:
+    """A finished shard: its part's card, busy seconds by stage, and seconds by the clock.
+
+    ``was_first`` is false where another writer had put the part before; that one counts.
+    """
+
+    part: Part
+    stages: dict[Stage, float]
+    seconds: float
+    was_first: bool
+
+    def line(self) -> str:
+        """The report as a line of a log."""
+        part = self.part
+        stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in self.stages.items())
+        return (
+            f"{part.rows:,} images in {self.seconds:.1f} s "
+            f"({part.rows / max(self.seconds, 1e-9):.1f}/s): {part.ok:,} ok, {part.partial:,} "
+            f"partial, {part.failed:,} failed; busy seconds: {stages}"
+            + ("" if self.was_first else "; another writer was first")
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSummary:
+    """What a prediction came to.
+
+    Attributes:
+        output_url: where the masks are.
+        run: number of the run.
+        rows: images of the run, by this attempt and earlier ones.
+        ok: of these, those with a mask.
+        partial: those with the mask of a truncated image.
+        failed: those with a reason instead of a mask.
+        segmented: images that this attempt went through.
+        seconds: the time that took, by the clock.
+        stages: busy seconds of each stage, over all threads; stages overlap.
+    """
+
+    output_url: str
+    run: int
+    rows: int
+    ok: int
+    partial: int
+    failed: int
+    segmented: int
+    seconds: float
+    stages: dict[Stage, float]
+
+
+def write_part(
+    manifest: Manifest,
+    number: int,
+    model_url: str,
+    config: PredictConfig,
+    *,
+    advance: Callable[[int], None] = lambda _: None,
+) -> ShardReport:
+    """Segment a shard and put its part, unless another writer has put it meanwhile.
+
+    Args:
+        manifest: The run's.
+        number: Which shard.
+        model_url: The model that the run was planned with.
+        config: The settings that the run was planned with.
+        advance: Told how many images were done, each time some are.
+
+    Raises:
+        CheckpointError: the model cannot be used, or is another one by now.
+        StoreError: the output cannot be written.
+        OSError: or an error of a store's client: a store is out; to be tried again.
+    """
+    loaded = models.load_model(models.find_model(model_url), config)
+    if loaded.card.digest != manifest.card.model.digest:
+        raise CheckpointError(
+            f"model {stores.redact(model_url)} was replaced while the run was going on; "
+            "run again to segment everything with the new one"
+        )
+    return write_part_with(loaded.predictor, manifest, number, config, advance=advance)
+
+
+def write_part_with(
+    predictor: Segmenter,
+    manifest: Manifest,
+    number: int,
+    config: PredictConfig,
+    *,
+    advance: Callable[[int], None] = lambda _: None,
+) -> ShardReport:
+    """`write_part` with a given predictor."""
+    start, seconds = time.monotonic(), Seconds()
+    with seconds.measure("read"):
+        entries = manifest.shard(number)
+    save = mask_saver(manifest.output_url) if "png" in config.sinks else None
+    rows = segment(entries, predictor, config, seconds=seconds, save_mask=save, advance=advance)
+    run, digest = manifest.card.run, manifest.card.run_digest
+    part = part_file.summarise(rows, run=run, number=number, run_digest=digest)
+    with seconds.measure("encode"):
+        data = part_file.encode(rows, part, config.mask_format)
+    with seconds.measure("write"):
+        was_first = stores.create_bytes(parts.part_url(manifest.output_url, run, number), data)
+    return ShardReport(
+        part=part,
+        stages=seconds.by_stage,
+        seconds=time.monotonic() - start,
+        was_first=was_first,
+    )
+
+
+def summarise(plan: Plan, reports: Sequence[ShardReport], seconds: float) -> PredictSummary:
+    """The summary of a run whose parts are all there.
+
+    Args:
+        plan: What there was to do.
+        reports: The shards that were done now.
+        seconds: How long they took together, by the clock.
+    """
+    manifest = plan.manifest
+    of_run = [p for p in parts.committed(manifest.output_url) if p.run == manifest.card.run]
+    stages = Counter[Stage]()
+    for report in reports:
+        stages.update(report.stages)
+    return PredictSummary(
+        output_url=stores.redact(manifest.output_url),
+        run=manifest.card.run,
+        rows=sum(part.rows for part in of_run),
+        ok=sum(part.ok for part in of_run),
+        partial=sum(part.partial for part in of_run),
+        failed=sum(part.failed for part in of_run),
+        segmented=sum(report.part.rows for report in reports),
+        seconds=seconds if reports else 0.0,
+        stages=dict(stages),
+    )
+
+
+def mask_saver(output_url: str) -> SaveMask:
+    """A function that puts a PNG mask at ``masks/KEY.png`` and returns its URL."""
+
+    def save(key: str, png: bytes) -> str:
+        url = f"{stores.join(output_url, 'masks')}/{_below(key)}.png"
+        stores.write_bytes(url, png)
+        return url
+
+    return save
+
+
+def _below(key: str) -> str:
+    """The key, such that it cannot lead out of a local folder: keys of S3 may hold ``..``."""
+    parts_of_key = key.split("/")
+    return "/".join(
+        part.replace(".", "%2E") if part in {".", ".."} else part for part in parts_of_key
+    )

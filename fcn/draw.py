@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fcn.classes import IGNORE_INDEX, Classes, Colour, voc_palette
 from fcn.errors import LabelError
+from fcn.metrics import check_classes
 
 Pixels = NDArray[np.uint8]
 
@@ -32,11 +33,10 @@ def colourise(label: NDArray[Any], classes: Classes) -> Pixels:
     Raises:
         LabelError: a label that is neither a class nor ``classes.ignore_index``.
     """
-    rows = np.where(label == classes.ignore_index, len(classes), label).astype(np.int64)
-    strays = rows[(rows < 0) | (rows > len(classes))]
-    if strays.size:
-        raise LabelError(f"label holds class {strays[0]}; classes are 0..{len(classes) - 1}")
-    return np.array([*classes.palette, IGNORED], np.uint8)[rows]
+    ignored = label == classes.ignore_index
+    check_classes("label", label[~ignored], len(classes))
+    colours = np.array([*classes.palette, IGNORED], np.uint8)
+    return colours[np.where(ignored, len(classes), label)]
 
 
 def overlay(image: Pixels, label: NDArray[Any], classes: Classes, *, alpha: float = 0.5) -> Pixels:

@@ -4,8 +4,9 @@ Plain JPEGs are decoded by simplejpeg where it is installed (faster, frees the i
 lock, notices damage), everything else by Pillow: AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM,
 QOI, TGA, TIFF, WebP. Both give the same pixels. All functions may be called from many threads.
 
-Damage that a format can show is an error: cut files, undecodable data, PNG checksums and,
-with simplejpeg, JPEG entropy data. Uncompressed formats have no checksum.
+Damage is an error as far as a format shows it: cut files, data that cannot be unpacked, wrong
+checksums in a PNG and, with simplejpeg, pixel data too short or too long in a JPEG.
+Uncompressed formats show none.
 """
 
 import struct

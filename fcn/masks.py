@@ -114,7 +114,7 @@ def _encode_png(label: NDArray[Any], palette: Sequence[Colour]) -> bytes:
     chunks = [_chunk(b"IHDR", header)]
     if not deep:
         chunks.append(_chunk(b"PLTE", _palette_bytes(palette, int(label.max()) + 1)))
-    rows = label.astype(">u2").view(np.uint8) if deep else label
+    rows = label.astype(">u2", order="C").view(np.uint8) if deep else label
     chunks += [_chunk(b"IDAT", _filtered(rows)), _chunk(b"IEND", b"")]
     return _PNG_SIGNATURE + b"".join(chunks)
 
@@ -162,12 +162,15 @@ def _decode_runs(data: bytes, max_pixels: int) -> NDArray[Any]:
             f"for {height:,} x {width:,} pixels"
         )
     body = _unpacked(data[_RLE_HEADER.size :], num_runs * (itemsize + _MAX_VARINT))
-    values = np.frombuffer(body[: num_runs * itemsize], f"<u{itemsize}")
-    runs = _from_varints(np.frombuffer(body[num_runs * itemsize :], np.uint8))
-    if len(runs) != num_runs or len(values) != num_runs or runs.sum() != height * width:
+    if len(body) < num_runs * (itemsize + 1):
+        raise CorruptImage(f"corrupt run lengths: {len(body):,} bytes for {num_runs:,} runs")
+    values = np.frombuffer(body, f"<u{itemsize}", num_runs)
+    runs = _from_varints(np.frombuffer(body, np.uint8, offset=num_runs * itemsize))
+    num_pixels = height * width
+    if len(runs) != num_runs or runs.min() < 1 or runs.sum() != num_pixels:
         raise CorruptImage(
             f"corrupt run lengths: {len(runs):,} runs over {runs.sum():,} pixels; "
-            f"expected {num_runs:,} over {height * width:,}"
+            f"expected {num_runs:,} over {num_pixels:,}"
         )
     native = values.astype(np.uint8 if itemsize == 1 else np.uint16)
     return np.repeat(native, runs).reshape(height, width)
@@ -180,10 +183,10 @@ def _unpacked(packed: bytes, limit: int) -> bytes:
         body = unpacker.decompress(packed, limit)
     except zlib.error as error:
         raise CorruptImage(f"corrupt run lengths: {error}") from error
-    if unpacker.unconsumed_tail:
-        raise CorruptImage(f"corrupt run lengths: they unpack to more than {limit:,} bytes")
+    if unpacker.unconsumed_tail or unpacker.unused_data:
+        raise CorruptImage(f"corrupt run lengths: more than the {limit:,} bytes they may hold")
     if not unpacker.eof:
-        raise TruncatedImage("truncated run lengths: the packed data end early")
+        raise TruncatedImage(f"truncated run lengths: they end after {len(packed):,} packed bytes")
     return body
 
 

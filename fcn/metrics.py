@@ -40,9 +40,9 @@ def confusion(
         raise LabelError(f"label is {_shape(true)} but prediction {_shape(predicted)}")
     counted = true != ignore_index
     true, predicted = true[counted], predicted[counted]
-    _check_classes("label", true, num_classes)
-    _check_classes("prediction", predicted, num_classes)
-    bins = true.astype(np.int64) * num_classes + predicted
+    check_classes("label", true, num_classes)
+    check_classes("prediction", predicted, num_classes)
+    bins = true.astype(np.int64) * num_classes + predicted.astype(np.int64)
     counts = np.bincount(bins, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes).astype(np.int64, copy=False)
 
@@ -54,14 +54,24 @@ def _integers(values: "NDArray[Any] | Tensor", name: str) -> NDArray[Any]:
     return array
 
 
-def _check_classes(name: str, values: NDArray[Any], num_classes: int) -> None:
+def check_classes(name: str, values: NDArray[Any], num_classes: int) -> None:
+    """Find out whether all values are classes.
+
+    Args:
+        name: What the values are, for the message.
+        values: Integers, without ignored ones.
+        num_classes: C; classes are 0..C-1.
+
+    Raises:
+        LabelError: a value below 0 or above C-1; says which and in how many pixels.
+    """
     if not values.size or (values.min() >= 0 and values.max() < num_classes):
         return
     strays, counts = np.unique(values[(values < 0) | (values >= num_classes)], return_counts=True)
-    others = f", and {len(strays) - 1} other values" if len(strays) > 1 else ""
+    pixels = "1 pixel" if counts[0] == 1 else f"{counts[0]:,} pixels"
+    others = f" and {len(strays) - 1} other values" if len(strays) > 1 else ""
     raise LabelError(
-        f"{name} holds class {strays[0]} in {counts[0]:,} pixels{others}; "
-        f"classes are 0..{num_classes - 1}"
+        f"{name} holds class {strays[0]} in {pixels}{others}; classes are 0..{num_classes - 1}"
     )
 
 

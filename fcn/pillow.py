@@ -119,7 +119,8 @@ def image_error(error: Exception, data: bytes) -> ImageError:
         or re.search("truncated|premature end of jpeg", words, re.I)
     ):
         return truncated_image(data)
-    return CorruptImage(f"corrupt {name}: {'header cannot be read' if unidentified else words}")
+    words = "header cannot be read" if unidentified else words.removeprefix("Corrupt JPEG data: ")
+    return CorruptImage(f"corrupt {name}: {words}")
 
 
 def truncated_image(data: bytes) -> TruncatedImage:

@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import fcn
+from fcn.errors import DeviceError
+from fcn.images import decode_image
+from fcn.input import TORCHVISION
+from fcn.predict import Predictor
+from tests.fcn.scenes import CLASSES
+
+SIZES = [(40, 50), (1, 1), (33, 65), (40, 50), (97, 31)]
+
+
+def model(backbone: str = "resnet18", num_classes: int = 2, stride: int = 8) -> fcn.Model:
+    torch.manual_seed(1)
+    net = fcn.FCN(backbone, num_classes, stride)
+    for fuse in [net.score_fr, *(fuse.score_pool for fuse in net.fuse.values())]:
+        torch.nn.init.normal_(fuse.weight)  # type: ignore[arg-type]
+    classes = CLASSES if num_classes == 2 else fcn.Classes.named(map(str, range(num_classes)))
+    return fcn.Model(net, classes, TORCHVISION)
+
+
+def images(rng: np.random.Generator) -> list[np.ndarray]:
+    return [rng.integers(0, 256, (*size, 3), np.uint8) for size in SIZES]
+
+
+def test_every_image_gets_a_label_map_of_its_size_in_order(rng: np.random.Generator) -> None:
+    found = Predictor(model())(images(rng))
+    assert [label.shape for label in found] == SIZES
+    assert all(label.dtype == np.uint8 and label.max() < 2 for label in found)
+
+
+def test_a_label_map_does_not_depend_on_its_neighbours(rng: np.random.Generator) -> None:
+    predictor = Predictor(model())
+    batch = images(rng)
+    together = predictor.predict(batch)
+    for image, prediction in zip(batch, together, strict=True):
+        (alone,) = predictor.predict([image])
+        assert np.array_equal(alone.label, prediction.label)
+        assert alone.confidence == prediction.confidence
+
+
+def test_labels_and_confidence_are_those_of_the_scores(rng: np.random.Generator) -> None:
+    trained = model()
+    (image, *_) = images(rng)
+    (found,) = Predictor(trained).predict([image])
+    with torch.no_grad():
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+        share = trained.net.eval()(TORCHVISION.normalise(pixels)).softmax(dim=1)
+    assert np.array_equal(found.label, share.argmax(dim=1)[0])
+    assert found.confidence == pytest.approx(float(share.max(dim=1).values.mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize(("backbone", "stride"), [("squeezenet1_1", 8), ("resnet18", 16)])
+def test_tiles_give_the_labels_of_the_whole(
+    backbone: str, stride: int, rng: np.random.Generator
+) -> None:
+    trained = model(backbone, 5, stride)
+    image = rng.integers(0, 256, (700, 830, 3), np.uint8)
+    tied = ties(trained, image)
+    assert tied.mean() < 0.001
+    (whole,) = Predictor(trained).predict([image])
+    (tiled,) = Predictor(trained, tile_size=200).predict([image])
+    assert np.array_equal(whole.label[~tied], tiled.label[~tied])
+    assert tiled.confidence == pytest.approx(whole.confidence, abs=1e-5)
+
+
+@torch.no_grad()
+def ties(trained: fcn.Model, image: np.ndarray) -> np.ndarray:
+    """Pixels whose two best scores differ by no more than rounding does between shapes."""
+    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    scores = trained.net.eval()(trained.input.normalise(pixels))[0]
+    first, second = scores.topk(2, dim=0).values
+    return (first - second < 1e-5 * scores.abs().max()).numpy()
+
+
+def test_large_images_are_tiled_without_being_asked(rng: np.random.Generator) -> None:
+    image = rng.integers(0, 256, (1700, 2400, 3), np.uint8)
+    predictor = Predictor(model("squeezenet1_1"))
+    seen = []
+    predictor.net.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[2:]))
+    (label,) = predictor([image])
+    assert label.shape == (1700, 2400)
+    assert len(seen) == 6
+    assert max(max(size) for size in seen) < 1024 + 2 * 256
+
+
+def test_real_photographs_tile_exactly(camvid_dir: Path) -> None:
+    paths = sorted((camvid_dir / "val").iterdir())[::25]
+    photographs = [decode_image(path.read_bytes()).pixels for path in paths]
+    trained = model("squeezenet1_1", 11)
+    whole, tiled = Predictor(trained), Predictor(trained, tile_size=128)
+    for one, other in zip(whole(photographs), tiled(photographs), strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_more_than_256_classes_need_two_bytes(rng: np.random.Generator) -> None:
+    (label,) = Predictor(model("squeezenet1_1", 300))(images(rng)[:1])
+    assert label.dtype == np.uint16
+    assert label.max() > 255
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 4)])
+def test_other_arrays_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="uint8 H x W x 3, found uint8"):
+        Predictor(model())([np.zeros(shape, np.uint8)])
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "abacus"])
+def test_a_device_that_is_not_there_is_named(device: str) -> None:
+    with pytest.raises(DeviceError, match=f"device '{device}' cannot be used here"):
+        Predictor(model(), device=device)

@@ -1,0 +1,88 @@
+"""Collections of small images, and models that segment them, for the tests of prediction."""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import fcn
+from fcn.input import TORCHVISION
+from tasks import stores
+from tasks.manifest import Manifest, ModelCard, RunCard, read, write
+from tasks.predict_config import PredictConfig, run_digest
+
+CLASSES = fcn.Classes(("dark", "medium", "bright"), ((0, 0, 0), (128, 128, 0), (0, 128, 255)))
+
+
+class Brightness:
+    """A segmenter without a network: three classes by brightness, so that masks can be foretold."""
+
+    classes = CLASSES
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[fcn.Prediction]:
+        """Class 0, 1 or 2 of each pixel, by thirds of the brightness."""
+        return [
+            fcn.Prediction((image.mean(axis=2) // 86).astype(np.uint8), confidence=0.5)
+            for image in images
+        ]
+
+
+def pixels(rng: np.random.Generator, height: int = 12, width: int = 16) -> np.ndarray:
+    """Blocks of random colours, uint8 ``height x width x 3``."""
+    blocks = rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)
+    return blocks.repeat(4, axis=0).repeat(4, axis=1)[:height, :width]
+
+
+def encoded(array: np.ndarray, image_format: str = "PNG") -> bytes:
+    """The bytes of an image file."""
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, image_format)
+    return buffer.getvalue()
+
+
+def put(prefix: str, objects: Mapping[str, bytes]) -> None:
+    """Write objects, by key, below a prefix."""
+    for key, data in objects.items():
+        stores.write_bytes(f"{prefix}/{key}", data)
+
+
+def save_model(path: Path, seed: int = 0) -> str:
+    """A small FCN with random weights and three classes; its URL."""
+    torch.manual_seed(seed)
+    net = fcn.FCN("squeezenet1_1", len(CLASSES), 8)
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.Conv2d) and not layer.weight.any():  # score layers
+            torch.nn.init.normal_(layer.weight, std=0.1)
+    fcn.save(fcn.Model(net, CLASSES, TORCHVISION), path)
+    return str(path)
+
+
+def planned(
+    output_url: str,
+    entries: Sequence[stores.Entry],
+    config: PredictConfig,
+    *,
+    run: int = 0,
+    model_digest: str = "0" * 64,
+) -> Manifest:
+    """A written manifest of a run with `Brightness` in the place of a model."""
+    model = ModelCard(
+        url="model",
+        size=1,
+        etag=model_digest,
+        digest=model_digest,
+        classes=CLASSES.to_json(),
+        ignore_index=255,
+    )
+    card = RunCard(
+        run=run,
+        run_digest=run_digest(model_digest, config),
+        collection_url="collection",
+        images_per_shard=config.images_per_shard,
+        model=model,
+    )
+    write(output_url, card, entries)
+    return read(output_url, run)

@@ -1,0 +1,106 @@
+"""Bytes of many objects: each read, or a reason; a store that is out is another matter."""
+
+import threading
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import reading, stores
+from tasks.reading import ObjectChanged, ObjectVanished, ReadFailed, read_objects
+from tasks.stores import Entry
+from tests.tasks.pictures import put
+
+KEYS = [
+    "a b.jpg",
+    "brackets[1]/star*.jpg",
+    "hash#percent%41.jpg",
+    "question?mark=1.jpg",
+    "ü/日.jpg",
+]
+
+
+@pytest.mark.parametrize("store", ["local", "memory", "s3"])
+def test_every_object_is_read_and_outcomes_stay_in_order(
+    store: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if store == "s3":
+        prefix = request.getfixturevalue("s3").new_bucket() + "/in"
+    else:
+        prefix = str(tmp_path) if store == "local" else f"memory://{tmp_path}"
+    put(prefix, {key: key.encode() for key in KEYS})
+    put(prefix, {"empty": b"", "gone": b"123", "grows": b"123", "shrinks": b"123"})
+    entries = {entry.key: entry for entry in stores.list_entries(prefix)}
+    stores.remove(f"{prefix}/gone")
+    put(prefix, {"grows": b"1234567", "shrinks": b"1"})
+
+    found = dict(zip(entries, read_objects(list(entries.values())), strict=True))
+
+    assert {key: found[key] for key in KEYS} == {key: key.encode() for key in KEYS}
+    assert found["empty"] == b""
+    assert isinstance(found["gone"], ObjectVanished)
+    assert isinstance(found["grows"], ObjectChanged)
+    assert str(found["grows"]) == "more than 3 bytes where 3 were listed: changed since"
+    assert isinstance(found["shrinks"], ObjectChanged)
+    assert str(found["shrinks"]) == "1 bytes where 3 were listed: changed since"
+
+
+class Site(ThreadingHTTPServer):
+    """Answers 503 as often as the path says: ``/2/x`` fails twice, ``/always/x`` always."""
+
+    def __init__(self) -> None:
+        self.asked = Counter[str]()
+        super().__init__(("127.0.0.1", 0), _Answers)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def entry(self, path: str, size: int = 1) -> Entry:
+        url = f"http://127.0.0.1:{self.server_port}/{path}"
+        return Entry(key=path, url=url, size=size, etag="")
+
+
+class _Answers(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        assert isinstance(self.server, Site)
+        asked = self.server.asked
+        asked[self.path] += 1
+        times = self.path.split("/")[1]
+        bad = times == "always" or asked[self.path] <= int(times)
+        self.send_response(503 if bad else 200)
+        self.send_header("Content-Length", "1")
+        self.end_headers()
+        self.wfile.write(b"x")
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(reading, "FIRST_DELAY", 0.01)
+    with Site() as server:
+        yield server
+        server.shutdown()
+
+
+def test_passing_troubles_are_tried_again_and_lasting_ones_become_reasons(site: Site) -> None:
+    found = read_objects([site.entry("0/a"), site.entry("2/b"), site.entry("always/c")])
+    assert found[:2] == [b"x", b"x"]
+    assert isinstance(found[2], ReadFailed)
+    assert "503" in str(found[2])
+    assert site.asked == {"/0/a": 1, "/2/b": 3, "/always/c": reading.ATTEMPTS}
+
+
+def test_store_that_gives_nothing_at_all_is_no_fault_of_the_images(site: Site) -> None:
+    with pytest.raises(Exception, match="503") as caught:
+        read_objects([site.entry("always/a"), site.entry("always/b")])
+    assert stores.is_transient(caught.value)
+
+
+def test_unknown_sizes_are_read_whole(site: Site) -> None:
+    assert read_objects([site.entry("0/a", size=stores.UNKNOWN_SIZE)]) == [b"x"]
+
+
+def test_nothing_to_read() -> None:
+    assert read_objects([]) == []

@@ -36,7 +36,7 @@ def colourise(label: NDArray[Any], classes: Classes) -> Pixels:
     ignored = label == classes.ignore_index
     check_classes("label", label[~ignored], len(classes))
     colours = np.array([*classes.palette, IGNORED], np.uint8)
-    return colours[np.where(ignored, len(classes), label)]
+    return colours.take(np.where(ignored, len(classes), label), axis=0)
 
 
 def overlay(image: Pixels, label: NDArray[Any], classes: Classes, *, alpha: float = 0.5) -> Pixels:
@@ -72,7 +72,7 @@ def error_map(
     if label.shape != prediction.shape:
         raise LabelError(f"label has shape {label.shape} but prediction {prediction.shape}")
     verdict = np.where(label == ignore_index, 2, label != prediction)
-    return np.array([_RIGHT, _WRONG, _UNCOUNTED], np.uint8)[verdict]
+    return np.array([_RIGHT, _WRONG, _UNCOUNTED], np.uint8).take(verdict, axis=0)
 
 
 def png_bytes(array: Pixels) -> bytes:

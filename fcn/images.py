@@ -29,15 +29,15 @@ except ImportError:  # it comes with the extra `pipeline`
 
 __all__ = ["MAX_PIXELS", "DecodedImage", "decode_image", "image_size"]
 
-# How to turn stored pixels upright, by EXIF orientation.
-_UPRIGHT: dict[object, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+# How to turn stored pixels H x W upright, by EXIF orientation.
+_UPRIGHT: dict[object, Callable[[NDArray[Any]], NDArray[Any]]] = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
     4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
-    8: lambda pixels: np.rot90(pixels, 1),
+    5: lambda pixels: pixels.T,
+    6: lambda pixels: pixels[::-1].T,
+    7: lambda pixels: pixels[::-1, ::-1].T,
+    8: lambda pixels: pixels[:, ::-1].T,
 }
 _TURNED = frozenset({5, 6, 7, 8})  # orientations that swap height and width
 
@@ -200,7 +200,11 @@ def _eight_bits(gray: NDArray[Any]) -> NDArray[np.uint8]:
 
 def _upright(pixels: NDArray[np.uint8], orientation: object) -> NDArray[np.uint8]:
     turn = _UPRIGHT.get(orientation)
-    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+    if turn is None:
+        return pixels
+    # Three bytes at a time: numpy copies turned bytes singly, twice as slow.
+    upright = np.ascontiguousarray(turn(pixels.view("V3")[:, :, 0]))
+    return upright.view(np.uint8).reshape(*upright.shape, 3)
 
 
 def _jpeg_orientation(data: bytes) -> object:

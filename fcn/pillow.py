@@ -67,6 +67,8 @@ _SIGNATURES: tuple[tuple[bytes, str, Callable[[bytes], bool]], ...] = (
     (b"II*\0", "TIFF", lambda data: int.from_bytes(data[4:8], "little") >= len(data)),
     (b"MM\0*", "TIFF", lambda data: int.from_bytes(data[4:8], "big") >= len(data)),
     (b"RIFF", "WebP", lambda data: int.from_bytes(data[4:8], "little") + 8 > len(data)),
+    (b"\0\0\0\x1cftypavi", "AVIF", lambda _: False),
+    (b"\0\0\0\x20ftypavi", "AVIF", lambda _: False),
     (b"\0\0\0\x0cjP  ", "JPEG 2000", lambda data: not data.endswith(JPEG_END)),
 )
 

@@ -71,17 +71,19 @@ def _read_once(entries: Sequence[Entry], concurrency: int) -> list[bytes | BaseE
         return []
     fs, _ = stores.filesystem(entries[0].url)
     paths = [stores.filesystem(entry.url)[1] for entry in entries]
-    # a byte more than was listed, to notice that an object grew; the range saves s3fs a HEAD
-    ends = [None if entry.size == UNKNOWN_SIZE else entry.size + 1 for entry in entries]
-    if fs.async_impl and None not in ends:
-        return list(fs.cat_ranges(paths, 0, ends, batch_size=concurrency, on_error="return"))
+    # A range saves s3fs a HEAD; a byte more than was listed shows that an object grew. Of
+    # nothing there is no range.
+    ends = [entry.size + 1 if entry.size > 0 else None for entry in entries]
+    starts = [None if end is None else 0 for end in ends]
+    if fs.async_impl:
+        return list(fs.cat_ranges(paths, starts, ends, batch_size=concurrency, on_error="return"))
     with ThreadPoolExecutor(concurrency) as threads:
-        return list(threads.map(lambda path, end: _read_one(fs, path, end), paths, ends))
+        return list(threads.map(lambda *place: _read_one(fs, *place), paths, starts, ends))
 
 
-def _read_one(fs: Any, path: str, end: int | None) -> bytes | BaseException:
+def _read_one(fs: Any, path: str, start: int | None, end: int | None) -> bytes | BaseException:
     try:
-        return bytes(fs.cat_file(path, 0 if end else None, end))
+        return bytes(fs.cat_file(path, start, end))
     except Exception as error:  # noqa: BLE001 - becomes the reason in the image's row
         return error
 

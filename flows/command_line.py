@@ -130,7 +130,7 @@ def parse(flow: "Flow[..., Any]", options: Sequence[str]) -> dict[str, Any]:
 
 
 def _nones(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values`, where a list that holds ``none`` alone is no list: ``--config.crop-size none``."""
+    """`values`, where a list that holds ``None`` alone is no list: ``--config.crop-size None``."""
     return {
         name: None if value == [None] else _nones(value) if isinstance(value, Mapping) else value
         for name, value in values.items()

@@ -17,7 +17,7 @@ class _Parameters(BaseSettings):
         cli_exit_on_error=False,
         cli_hide_none_type=True,
         cli_kebab_case=True,
-        cli_parse_none_str="none",
+        cli_parse_none_str="None",
         extra="forbid",
         nested_model_default_partial_update=True,
         protected_namespaces=(),

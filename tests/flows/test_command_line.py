@@ -23,6 +23,7 @@ class SampleConfig(BaseModel):
     sinks: tuple[Literal["parquet", "png"], ...] = Field(("parquet",), description="Outputs.")
     include: tuple[str, ...] = Field((), description="Patterns.")
     learning_rate: float | None = Field(0.1, description="Step.")
+    init: str = Field("imagenet", description="First weights.")
     resume: bool = Field(True, description="Go on.")
 
     @model_validator(mode="after")
@@ -97,8 +98,9 @@ def test_a_nested_setting_keeps_the_other_defaults_of_the_flow():
     [
         (["--config.crop-size", "240,320"], "crop_size", (240, 320)),
         (["--config.crop-size", "240", "--config.crop-size", "320"], "crop_size", (240, 320)),
-        (["--config.crop-size", "none"], "crop_size", None),
-        (["--config.learning-rate", "none"], "learning_rate", None),
+        (["--config.crop-size", "None"], "crop_size", None),
+        (["--config.learning-rate", "None"], "learning_rate", None),
+        (["--config.init", "none"], "init", "none"),
         (["--config.sinks", "parquet,png"], "sinks", ("parquet", "png")),
         (["--config.include", "a/*.jpg"], "include", ("a/*.jpg",)),
         (["--config.resume", "false"], "resume", False),

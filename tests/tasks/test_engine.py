@@ -1,0 +1,240 @@
+"""Every image ends as one row, in order: a mask, or the reason why there is none."""
+
+import io
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fcn
+from fcn.masks import decode_mask
+from tasks import engine, stores
+from tasks.engine import Seconds, segment
+from tasks.part_file import Row
+from tasks.predict_config import PredictConfig
+from tests.tasks.pictures import Brightness, encoded, pixels, put
+
+
+def run(prefix: str, predictor: Any = None, **settings: Any) -> dict[str, Row]:
+    """The rows of everything below a prefix, by key."""
+    entries = list(stores.list_entries(prefix))
+    rows = segment(entries, predictor or Brightness(), PredictConfig(**settings), seconds=Seconds())
+    assert [row.entry for row in rows] == entries
+    return {row.entry.key: row for row in rows}
+
+
+def test_masks_fit_their_images(tmp_path: Path, rng: np.random.Generator) -> None:
+    sizes = [(12, 16), (1, 1), (16, 12), (12, 16), (40, 3)]
+    images = {f"{index}.png": pixels(rng, *size) for index, size in enumerate(sizes)}
+    put(str(tmp_path), {key: encoded(image) for key, image in images.items()})
+
+    rows = run(str(tmp_path))
+
+    for key, image in images.items():
+        expected = Brightness().predict([image])[0].label
+        row = rows[key]
+        assert row.mask is not None
+        assert (decode_mask(row.mask) == expected).all()
+        assert (row.status, row.height, row.width) == ("ok", *image.shape[:2])
+        assert row.class_pixels == np.bincount(expected.ravel(), minlength=3).tolist()
+        assert row.mask_path == f"{key}.png"
+
+
+def test_real_network_segments_every_size(tmp_path: Path, rng: np.random.Generator) -> None:
+    from fcn.input import TORCHVISION
+
+    torch.manual_seed(0)
+    net = fcn.FCN("squeezenet1_1", 3, 8)
+    predictor = fcn.Predictor(fcn.Model(net, Brightness.classes, TORCHVISION), device="cpu")
+    put(str(tmp_path), {"a.png": encoded(pixels(rng, 33, 47)), "b.png": encoded(pixels(rng, 9, 9))})
+
+    rows = run(str(tmp_path), predictor)
+
+    assert [(row.height, row.width) for row in rows.values()] == [(33, 47), (9, 9)]
+    assert all(row.confidence == pytest.approx(1 / 3) for row in rows.values())
+
+
+def hostile(rng: np.random.Generator) -> dict[str, bytes]:
+    good = encoded(pixels(rng, 64, 64), "JPEG")
+    return {
+        "bomb.png": encoded(np.zeros((1200, 1200, 3), np.uint8)),
+        "cut.jpg": good[: len(good) // 2],
+        "empty.jpg": b"",
+        "good.jpg": good,
+        "text.jpg": b"no image at all",
+        "wrong.png": good,  # a JPEG by another name
+    }
+
+
+def test_bad_images_become_rows_with_reasons(tmp_path: Path, rng: np.random.Generator) -> None:
+    put(str(tmp_path), hostile(rng))
+    put(str(tmp_path), {"vanishes.png": encoded(pixels(rng))})
+    entries = list(stores.list_entries(str(tmp_path)))
+    (tmp_path / "vanishes.png").unlink()
+
+    config = PredictConfig(max_image_pixels=1_000_000)
+    rows = segment(entries, Brightness(), config, seconds=Seconds())
+
+    assert {row.entry.key: (row.status, row.error_class) for row in rows} == {
+        "bomb.png": ("failed", "ImageTooLarge"),
+        "cut.jpg": ("failed", "TruncatedImage"),
+        "empty.jpg": ("failed", "EmptyImage"),
+        "good.jpg": ("ok", None),
+        "text.jpg": ("failed", "UnsupportedImage"),
+        "vanishes.png": ("failed", "ObjectVanished"),
+        "wrong.png": ("ok", None),
+    }
+    assert all(row.error and row.mask is None for row in rows if row.status == "failed")
+
+
+def test_lenient_run_segments_truncated_images(tmp_path: Path, rng: np.random.Generator) -> None:
+    put(str(tmp_path), hostile(rng))
+    row = run(str(tmp_path), lenient=True)["cut.jpg"]
+    assert (row.status, row.height, row.width) == ("partial", 64, 64)
+    assert row.mask is not None
+
+
+def test_neighbours_do_not_change_a_mask(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(str(tmp_path), {f"{i:02}.png": encoded(pixels(rng, 8 + i % 3)) for i in range(20)})
+    together = run(str(tmp_path))
+    monkeypatch.setattr(engine, "WINDOW_BYTES", 1)
+    monkeypatch.setattr(engine, "BATCH_PIXELS", 1)
+    assert run(str(tmp_path)) == together
+
+
+def test_windows_are_bounded_in_bytes() -> None:
+    sizes = [10 << 20, 20 << 20, 5 << 20, 100 << 20, 1, stores.UNKNOWN_SIZE, 31 << 20]
+    entries = [stores.Entry(key=str(n), url=str(n), size=n, etag="") for n in sizes]
+    windows = list(engine.windows(entries))
+    assert [len(window) for window in windows] == [2, 1, 1, 2, 1]
+    assert [entry for window in windows for entry in window] == entries
+    assert list(engine.windows([])) == []
+
+
+class Memory(Brightness):
+    """Has memory for so many pixels at once; notes how many it was given."""
+
+    def __init__(self, num_pixels: int) -> None:
+        self.num_pixels = num_pixels
+        self.most = 0
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[fcn.Prediction]:
+        given = sum(image.shape[0] * image.shape[1] for image in images)
+        self.most = max(self.most, given)
+        if given > self.num_pixels:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().predict(images)
+
+
+def test_batches_are_bounded_in_pixels(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(str(tmp_path), {f"{index}.png": encoded(pixels(rng, 10, 10)) for index in range(9)})
+    monkeypatch.setattr(engine, "BATCH_PIXELS", 450)
+    predictor = Memory(1000)
+    run(str(tmp_path), predictor)
+    assert predictor.most == 400
+
+
+def test_image_too_large_for_the_device_fails_alone(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    put(str(tmp_path), {f"{index}.png": encoded(pixels(rng, 10, 10)) for index in range(3)})
+    put(str(tmp_path), {"large.png": encoded(pixels(rng, 50, 50))})
+    rows = run(str(tmp_path), Memory(100))
+    assert [row.status for row in rows.values()] == ["ok", "ok", "ok", "failed"]
+    assert rows["large.png"].error_class == "OutOfMemoryError"
+    assert (rows["large.png"].height, rows["large.png"].width) == (50, 50)
+
+
+def test_broken_network_is_no_fault_of_the_images(tmp_path: Path, rng: np.random.Generator) -> None:
+    class Broken(Brightness):
+        def predict(self, images: Sequence[np.ndarray]) -> list[fcn.Prediction]:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    put(str(tmp_path), {"a.png": encoded(pixels(rng))})
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        run(str(tmp_path), Broken())
+
+
+def test_png_sink_gets_every_mask(tmp_path: Path, rng: np.random.Generator) -> None:
+    put(str(tmp_path), {"a.png": encoded(pixels(rng)), "b/c.png": encoded(pixels(rng))})
+    saved: dict[str, bytes] = {}
+
+    def save(key: str, png: bytes) -> str:
+        saved[key] = png
+        return f"memory://masks/{key}.png"
+
+    entries = list(stores.list_entries(str(tmp_path)))
+    config = PredictConfig(sinks=("png",))
+    rows = segment(entries, Brightness(), config, seconds=Seconds(), save_mask=save)
+
+    assert all(row.mask is None for row in rows)
+    assert [row.mask_path for row in rows] == [
+        "memory://masks/a.png.png",
+        "memory://masks/b/c.png.png",
+    ]
+    with Image.open(io.BytesIO(saved["b/c.png"])) as image:
+        assert image.mode == "P"
+
+
+def test_run_lengths_beside_png_objects(tmp_path: Path, rng: np.random.Generator) -> None:
+    put(str(tmp_path), {"a.png": encoded(pixels(rng))})
+    saved: dict[str, bytes] = {}
+    config = PredictConfig(sinks=("parquet", "png"), mask_format="rle")
+    [row] = segment(
+        list(stores.list_entries(str(tmp_path))),
+        Brightness(),
+        config,
+        seconds=Seconds(),
+        save_mask=lambda key, png: saved.setdefault(key, png) and "",
+    )
+    assert row.mask is not None
+    assert row.mask.startswith(b"FCNR")
+    assert (decode_mask(row.mask) == decode_mask(saved["a.png"])).all()
+
+
+def test_seconds_and_progress_are_told(tmp_path: Path, rng: np.random.Generator) -> None:
+    put(str(tmp_path), {f"{index}.png": encoded(pixels(rng)) for index in range(5)})
+    seconds, done = Seconds(), [0]
+    segment(
+        list(stores.list_entries(str(tmp_path))),
+        Brightness(),
+        PredictConfig(),
+        seconds=seconds,
+        advance=done.append,
+    )
+    assert sum(done) == 5
+    assert all(seconds.by_stage[stage] > 0 for stage in ("read", "decode", "network", "encode"))
+
+
+def test_two_shards_take_turns_on_the_network(tmp_path: Path, rng: np.random.Generator) -> None:
+    class Alone(Brightness):
+        def __init__(self) -> None:
+            self.busy = threading.Lock()
+
+        def predict(self, images: Sequence[np.ndarray]) -> list[fcn.Prediction]:
+            assert self.busy.acquire(blocking=False), "two batches in the network at once"
+            try:
+                return super().predict(images)
+            finally:
+                self.busy.release()
+
+    put(str(tmp_path), {f"{i}.png": encoded(pixels(rng, 4 + i, 200)) for i in range(40)})
+    predictor, found = Alone(), []
+    threads = [
+        threading.Thread(target=lambda: found.append(run(str(tmp_path), predictor)))
+        for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 3

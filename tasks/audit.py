@@ -31,7 +31,8 @@ from tasks.dataset import DatasetError, Finding
 from tasks.labels import COLOUR, ClassTable, read_mask
 from tasks.layouts import Source
 from tasks.pairing import Pair
-from tasks.staging import Row, Staging
+from tasks.split_writer import Row
+from tasks.staging import Staging
 
 NUM_THREADS = 8
 """Files read at the same time; enough to hide an object store's latency from two cores."""

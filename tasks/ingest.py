@@ -151,7 +151,7 @@ def publish_dataset(
         "published" if is_new else "nothing written, the same dataset is at",
         stores.redact(dataset_url),
         ", ".join(
-            f"{split.name} {split.rows:,} rows in {len(split.files)} files"
+            f"{split.name} {split.rows:,} rows, files: {len(split.files)}"
             for split in info.splits.values()
         ),
         info.digest[:12],

@@ -11,7 +11,8 @@ import pytest
 from fcn.classes import Classes
 from tasks import stores
 from tasks.dataset import DatasetError, Finding, Sample, open_split, read_info
-from tasks.staging import Row, Staging
+from tasks.split_writer import Row
+from tasks.staging import Staging
 
 CLASSES = Classes.named(["sky", "road"])
 

@@ -1,0 +1,71 @@
+"""Settings of an ingest, and the pages its runs show."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from tasks.dataset import DatasetInfo, Finding, Split
+from tasks.ingest import IngestConfig
+from tasks.ingest_pages import audit_page, dataset_page
+from tasks.layouts import find_samples
+from tests.tasks.sources import folders, write_files
+from tests.tasks.test_staging import CLASSES
+
+
+def test_unknown_settings_are_refused() -> None:
+    with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+        IngestConfig(strikt=False)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"val_fraction": 1}, {"num_threads": 0}, {"max_image_pixels": 0}]
+)
+def test_settings_out_of_range_are_refused(setting: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match="Input should be"):
+        IngestConfig(**setting)
+
+
+def test_every_setting_is_described_in_the_form() -> None:
+    properties = IngestConfig.model_json_schema()["properties"]
+    assert [name for name, field in properties.items() if not field.get("description")] == []
+
+
+def test_audit_page_sums_up_by_kind(tmp_path: Path) -> None:
+    source = find_samples(write_files(str(tmp_path), folders()))
+    findings = [
+        Finding(kind="absent_class", severity="warning", text="class 2 (tree) occurs in no label"),
+        Finding(kind="size_mismatch", severity="error", text="mask is 8 x 8"),
+        Finding(kind="size_mismatch", severity="error", text="mask is 9 x 9"),
+    ]
+    page = audit_page(source, findings, 8)
+    assert "Layout folders: 10 pairs, 8 without error." in page
+    assert "| error | size\\_mismatch | 2 | mask is 8 x 8 |" in page
+    assert "9 x 9" not in page
+    assert "No findings." in audit_page(source, [], 10)
+
+
+def test_pages_hold_no_credentials() -> None:
+    info = DatasetInfo(
+        url="https://user:secret@host/set?token=secret",
+        classes=CLASSES,
+        splits={
+            "train": Split(
+                name="train",
+                rows=1234,
+                files=("data/train-00000-of-00001.parquet",),
+                class_pixels=(50, 25, 0),
+                ignored_pixels=25,
+                left_out=3,
+            )
+        },
+        source="s3://bucket/x",
+        audit=[],
+        digest="abc",
+        settings={},
+    )
+    page = dataset_page(info)
+    assert "secret" not in page
+    assert "| train | 1,234 | 1 | 3 |" in page
+    assert "| 1 | road | 25.00 % |" in page
+    assert "| 255 | ignored | 25.00 % |" in page

@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 VERB_COMMANDS = re.findall(r"^\$ python -m flows (.+)$", README, re.MULTILINE)
 SHORT = {  # appended: the later of two equal options counts
-    "train": ["--config.epochs", "1", "--config.batch-size", "4", "--config.num-workers", "0"],
+    "train": ["--config.epochs", "1", "--config.crop-size", "64,64", "--config.num-workers", "0"],
     "pipeline": [
-        *("--train-config.epochs", "1", "--train-config.batch-size", "4"),
+        *("--train-config.epochs", "1", "--train-config.crop-size", "64,64"),
         *("--train-config.num-workers", "0"),
     ],
 }

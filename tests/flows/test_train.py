@@ -1,0 +1,179 @@
+"""The flows train and evaluate, on a real server: what they leave, and what they refuse."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterType
+
+import fcn
+from fcn.checkpoint import to_bytes
+from fcn.errors import CheckpointError
+from fcn.input import TORCHVISION
+from fcn.recipes import TrainConfig
+from flows.evaluate import evaluate
+from flows.train import train
+from tasks.dataset import DatasetError
+from tasks.runs import RunError
+from tasks.stores import StoreError
+from tests.tasks.labelled import make_dataset
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def settings(**changes: Any) -> TrainConfig:
+    defaults: dict[str, Any] = {
+        "backbone": "squeezenet1_1", "init": "none", "epochs": 2, "batch_size": 4,
+        "crop_size": (32, 32), "num_workers": 0, "evaluate_every": 1,
+    }  # fmt: skip
+    return TrainConfig(**(defaults | changes))
+
+
+def dataset(tmp_path: Path) -> str:
+    url = str(tmp_path / "set")
+    make_dataset(url)
+    return url
+
+
+def test_a_run_leaves_model_metrics_and_report(tmp_path: Path) -> None:
+    summary = train(dataset(tmp_path), str(tmp_path / "run"), settings())
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} >= {
+        "model.safetensors", "metrics.jsonl", "report.html", "state", "curves.png", "confusion.png",
+    }  # fmt: skip
+    model = fcn.load(run / "model.safetensors")
+    assert model.classes.names == ("ground", "square")
+    assert model.facts["dataset"]["source"] == "squares"
+    assert model.facts["config"]["epochs"] == 2
+    assert model.facts["scores"]["mean_iu"] == pytest.approx(summary.mean_iu)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
+    assert [row["epoch"] for row in rows if "mean_iu" in row] == [1, 2]
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+    url = dataset(tmp_path)
+    first = train(url, str(tmp_path / "run"), settings())
+    before = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
+    again = train(url, str(tmp_path / "run"), settings())
+    assert again == first
+    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_configuration_at_the_same_run_url_is_refused(tmp_path: Path) -> None:
+    url = dataset(tmp_path)
+    train(url, str(tmp_path / "run"), settings(epochs=1))
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with pytest.raises(RunError, match="seed 0 there, 1 now"):
+        train(url, str(tmp_path / "run"), settings(epochs=1, seed=1))
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    """A real process, killed with SIGKILL after its first state was saved."""
+    url = dataset(tmp_path)
+    config = settings(epochs=8)
+    train(url, str(tmp_path / "whole"), config)
+    command = [
+        sys.executable, "-c",
+        "from flows.train import train, TrainConfig\n"
+        f"train({url!r}, {str(tmp_path / 'killed')!r}, "
+        f"TrainConfig.model_validate_json({config.model_dump_json()!r}))",
+    ]  # fmt: skip
+    state = tmp_path / "killed" / "state" / "state.safetensors"
+    process = subprocess.Popen(command, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not state.exists():
+        assert process.poll() is None, "the training ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+
+    train(url, str(tmp_path / "killed"), config)
+    whole, killed = (
+        fcn.load(tmp_path / name / "model.safetensors") for name in ("whole", "killed")
+    )
+    assert to_bytes(fcn.Model(whole.net, whole.classes, whole.input)) == to_bytes(
+        fcn.Model(killed.net, killed.classes, killed.input)
+    )
+    steps = [
+        json.loads(line).get("step")
+        for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
+        if "loss" in line
+    ]
+    assert steps == list(range(1, 17))
+
+
+def test_training_and_evaluation_on_s3(s3: Any) -> None:
+    bucket = s3.new_bucket()
+    make_dataset(f"{bucket}/set")
+    summary = train(f"{bucket}/set", f"{bucket}/run", settings(epochs=1))
+    assert summary.model_url == f"{bucket}/run/model.safetensors"
+    scores = evaluate(f"{bucket}/set", summary.model_url, f"{bucket}/report")
+    assert scores.mean_iu == summary.mean_iu
+    assert scores.num_images == 3
+
+
+def test_the_ui_shows_figures_and_pictures(tmp_path: Path) -> None:
+    url = dataset(tmp_path)
+    state = train(url, str(tmp_path / "run"), settings(epochs=1), return_state=True)
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(state.state_details.flow_run_id)
+        assert run.name == f"train {url} -> {tmp_path / 'run'}"
+        artifacts = client.read_artifacts(
+            artifact_filter=ArtifactFilter(type=ArtifactFilterType(any_=["markdown", "table"]))
+        )
+    found = {a.key: a.data for a in artifacts if a.flow_run_id == run.id}
+    assert found.keys() == {"evaluate-report", "evaluate-classes", "evaluate-hardest"}
+    assert "data:image/" in found["evaluate-report"]
+    assert "square" in found["evaluate-classes"]
+
+
+def test_a_dataset_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=f"no dataset at {tmp_path}/nothing"):
+        train(str(tmp_path / "nothing"), str(tmp_path / "run"), settings())
+
+
+def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
+    url = dataset(tmp_path)
+    with pytest.raises(DatasetError, match=r"no split 'test' .* it has train, val"):
+        evaluate(url, str(tmp_path / "m"), str(tmp_path / "report"), split="test")
+
+
+def test_a_model_of_other_classes_is_refused(tmp_path: Path) -> None:
+    net = fcn.FCN("squeezenet1_1", 3)
+    other = fcn.Model(net, fcn.Classes.named(("cat", "dog", "cow")), TORCHVISION)
+    fcn.save(other, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match=r"has 3 classes \(cat, dog, cow, …\).* 2 \(ground"):
+        evaluate(dataset(tmp_path), str(tmp_path / "other.safetensors"), str(tmp_path / "report"))
+
+
+def test_a_corrupt_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "bad.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0garbage!")
+    with pytest.raises(CheckpointError, match=r"bad\.safetensors: not a readable safetensors"):
+        evaluate(dataset(tmp_path), str(tmp_path / "bad.safetensors"), str(tmp_path / "report"))
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="none.safetensors"):
+        evaluate(dataset(tmp_path), str(tmp_path / "none.safetensors"), str(tmp_path / "report"))
+
+
+def test_an_unwritable_run_url_is_told_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(StoreError, match="file"):
+        train(dataset(tmp_path), str(tmp_path / "file" / "run"), settings())

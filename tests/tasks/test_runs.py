@@ -1,0 +1,76 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from fcn.recipes import TrainConfig
+from tasks import stores
+from tasks.runs import RunError, claim
+from tests.tasks.labelled import make_dataset
+
+CONFIG = TrainConfig(backbone="squeezenet1_1", init="none", epochs=2)
+
+
+def test_a_run_url_belongs_to_one_configuration(tmp_path: Path) -> None:
+    info = make_dataset(str(tmp_path / "set"))
+    url = str(tmp_path / "run")
+    assert claim(url, info, CONFIG) == claim(url, info, CONFIG)
+    other = CONFIG.model_copy(update={"epochs": 3, "seed": 7})
+    with pytest.raises(
+        RunError,
+        match=r"holds a training with other settings: epochs 2 there, 3 now, seed 0 there, 7 now\. "
+        "Give another run_url",
+    ):
+        claim(url, info, other)
+
+
+def test_a_run_url_belongs_to_one_dataset(tmp_path: Path) -> None:
+    url = str(tmp_path / "run")
+    claim(url, make_dataset(str(tmp_path / "one")), CONFIG)
+    with pytest.raises(RunError, match="other settings: dataset"):
+        claim(url, make_dataset(str(tmp_path / "two"), num_train=9), CONFIG)
+
+
+def test_where_a_run_computes_does_not_matter(tmp_path: Path) -> None:
+    info = make_dataset(str(tmp_path / "set"))
+    url = str(tmp_path / "run")
+    claim(url, info, CONFIG)
+    claim(url, info, CONFIG.model_copy(update={"device": "cpu", "num_workers": 0}))
+
+
+def test_credentials_in_init_are_not_kept(tmp_path: Path) -> None:
+    info = make_dataset(str(tmp_path / "set"))
+    secret = CONFIG.model_copy(update={"init": "https://user:hush@host/model?token=hush"})
+    claim(str(tmp_path / "run"), info, secret)
+    assert "hush" not in (tmp_path / "run" / "config.json").read_text()
+
+
+def test_a_damaged_settings_file_is_told(tmp_path: Path) -> None:
+    info = make_dataset(str(tmp_path / "set"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("[1, 2")
+    with pytest.raises(RunError, match="no settings file of a run"):
+        claim(str(tmp_path / "run"), info, CONFIG)
+
+
+def test_metrics_are_lines_of_json(tmp_path: Path) -> None:
+    run = claim(str(tmp_path / "run"), make_dataset(str(tmp_path / "set")), CONFIG)
+    assert run.read_metrics() == []
+    rows = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
+    run.write_metrics(rows)
+    assert run.read_metrics() == rows
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == rows
+
+
+def test_starting_over_removes_state_and_model(tmp_path: Path) -> None:
+    run = claim(str(tmp_path / "run"), make_dataset(str(tmp_path / "set")), CONFIG)
+    run.start_over()
+    run.write_state(b"state")
+    run.write_model(b"model")
+    assert run.is_done()
+    assert run.read_state() == b"state"
+    run.start_over()
+    assert not run.is_done()
+    assert run.read_state() is None
+    assert stores.exists(str(tmp_path / "run" / "config.json"))

@@ -10,6 +10,7 @@ import argparse
 import ast
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 VERBS = ("ingest", "train", "evaluate", "predict", "pipeline")
+
+# For the embedded server, wherever the command is typed; in the root of the checkout Prefect
+# finds the same in pyproject.toml. Two busy cores need more than the 20 s it waits by itself.
+SERVER_SETTINGS = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+}
 
 
 class UsageError(Exception):
@@ -67,6 +75,8 @@ def _flow(verb: str) -> "Flow[..., Any]":
         raise UsageError(
             f"unknown verb {verb!r}{_nearest(verb, VERBS)}; the verbs are {', '.join(VERBS)}"
         )
+    for name, value in SERVER_SETTINGS.items():
+        os.environ.setdefault(name, value)
     flow: Flow[..., Any] = getattr(importlib.import_module(f"flows.{verb}"), verb)
     return flow
 

@@ -1,5 +1,6 @@
 """The command line on a sample flow: what every verb shares."""
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -212,3 +213,22 @@ def test_the_list_of_verbs_waits_for_no_library():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert run.stdout.endswith("[]\n")
+
+
+def test_the_embedded_server_is_given_time_wherever_the_command_is_typed(tmp_path):
+    code = (
+        "from flows.command_line import main; assert main(['predict', '--help']) == 0;"
+        "from prefect.settings import get_current_settings as now;"
+        "print(now().server.ephemeral.startup_timeout_seconds, now().server.analytics_enabled)"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT_SERVER")}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment | {"PREFECT_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert run.stdout.endswith("120 False\n")

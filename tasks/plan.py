@@ -62,7 +62,7 @@ def plan_run(collection_url: str, model_url: str, output_url: str, config: Predi
     while True:
         runs = [manifests.read(output_url, run) for run in manifests.runs(output_url)]
         same = [run for run in runs if run.card.run_digest == digest]
-        missing = _missing(same[-1], parts.listed(output_url)) if same else ()
+        missing = missing_shards(same[-1], parts.listed(output_url)) if same else ()
         if missing and same[-1] is runs[-1]:
             return Plan(manifest=same[-1], missing=missing)
         entries = _images(collection_url, output_url, config)
@@ -79,6 +79,17 @@ def plan_run(collection_url: str, model_url: str, output_url: str, config: Predi
         )
         manifests.write(output_url, card, chain([first], todo))
         # whoever wrote it: the next turn finds a manifest, ours or that of a faster planner
+
+
+def missing_shards(manifest: Manifest, listed: dict[int, list[int]]) -> tuple[int, ...]:
+    """Shards without a part.
+
+    Args:
+        manifest: The run's.
+        listed: The parts there are, as `tasks.parts.listed` gives them.
+    """
+    there = set(listed.get(manifest.card.run, ()))
+    return tuple(shard for shard in range(manifest.num_shards) if shard not in there)
 
 
 def pending(entries: Iterable[Entry], done: Iterable[Done], digest: str) -> Iterator[Entry]:
@@ -137,11 +148,6 @@ def _images(collection_url: str, output_url: str, config: PredictConfig) -> Iter
 
 def _excluded(patterns: Sequence[str]) -> str:
     return f"; left out: {', '.join(patterns)}" if patterns else ""
-
-
-def _missing(manifest: Manifest, listed: dict[int, list[int]]) -> tuple[int, ...]:
-    there = set(listed.get(manifest.card.run, ()))
-    return tuple(shard for shard in range(manifest.num_shards) if shard not in there)
 
 
 def _model_card(model_url: str, output_url: str, config: PredictConfig) -> ModelCard:

@@ -15,7 +15,7 @@ from prefect.tasks import Task, exponential_backoff
 from tasks import parts, stores
 from tasks.artifacts import Progress, publish_markdown, publish_table
 from tasks.manifest import Manifest
-from tasks.plan import Plan, plan_run
+from tasks.plan import Plan, missing_shards, plan_run
 from tasks.predict_config import PredictConfig
 from tasks.predict_pages import find_examples, prediction_page, status_rows
 from tasks.shards import PredictSummary, ShardReport, summarise, write_part
@@ -131,8 +131,13 @@ def segment_shard(
 
 @task(task_run_name="publish the index", cache_policy=NO_CACHE)
 def publish_prediction(plan: Plan, segmented: Segmented) -> PredictSummary:
-    """Write the index once all parts of the run are there, and show what came out."""
+    """Write the index once all parts of the run are there, and show what came out.
+
+    Raises:
+        PredictError: parts are not there.
+    """
     manifest = plan.manifest
+    _require_all_parts(manifest)
     if not parts.is_indexed(manifest.output_url):
         parts.write_index(manifest.output_url, manifest.card.model.label_classes())
     summary = summarise(plan, segmented.reports, segmented.seconds)
@@ -176,6 +181,15 @@ def _show(summary: PredictSummary, plan: Plan) -> None:
         examples = []
     publish_table("predict-counts", status_rows(summary), "Images by status")
     publish_markdown("predict-summary", prediction_page(summary, failures, examples))
+
+
+def _require_all_parts(manifest: Manifest) -> None:
+    if missing := missing_shards(manifest, parts.listed(manifest.output_url)):
+        raise PredictError(
+            f"{len(missing):,} of {manifest.num_shards:,} parts of run {manifest.card.run:05d} are "
+            f"not there: part-{missing[0]:05d} and so on, although they were written; see what "
+            f"stands in their place, then rerun"
+        )
 
 
 def _require_no_errors(errors: dict[int, Exception], plan: Plan) -> None:

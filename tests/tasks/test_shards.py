@@ -69,7 +69,7 @@ def test_killed_runs_end_like_an_undisturbed_one(
     collection, calm, stormy = (str(tmp_path / name) for name in ("in", "calm", "stormy"))
     images = {f"{index:02}.png": encoded(pixels(rng, 90 + index % 4, 120)) for index in range(60)}
     put(collection, {**images, "17.png": b"no image", "30.png": images["30.png"][:200]})
-    finish(start(collection, model, calm))
+    undisturbed = start(collection, model, calm)
 
     counts = []
     for num_parts in sorted(rng.choice(np.arange(1, 10), size=3, replace=False)):
@@ -81,7 +81,7 @@ def test_killed_runs_end_like_an_undisturbed_one(
         process.communicate()
         counts.append(len(part_bytes(stormy)))
     zombies = [start(collection, model, stormy) for _ in range(2)]
-    for process in zombies:
+    for process in (undisturbed, *zombies):
         finish(process)
 
     assert 0 < counts[0] < 12, f"no run was killed half-way: {counts}"

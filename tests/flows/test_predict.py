@@ -1,0 +1,208 @@
+"""The flow segments a collection, goes on where it was cut off, and says what went wrong."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.objects import Artifact
+from prefect.exceptions import ParameterTypeError
+
+from fcn.errors import CheckpointError
+from flows.predict import predict
+from tasks import parts, stores
+from tasks.predict import PredictConfig, PredictError, PredictSummary
+from tasks.stores import StoreError
+from tests.tasks.pictures import encoded, pixels, put, save_model
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+CONFIG = PredictConfig(images_per_shard=4, max_failed=0.2)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URL of a model file."""
+    return save_model(tmp_path_factory.mktemp("model") / "model.safetensors")
+
+
+@pytest.fixture
+def collection(tmp_path: Path, rng: np.random.Generator) -> str:
+    """Nine images and a bad one."""
+    url = str(tmp_path / "in")
+    put(url, {f"{index}.png": encoded(pixels(rng, 30 + index % 2, 40)) for index in range(9)})
+    put(url, {"bad|name.jpg": b"no image"})
+    return url
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> str:
+    return str(tmp_path / "out")
+
+
+def run(*given: Any) -> tuple[PredictSummary, dict[str, Artifact]]:
+    """The summary of a flow run, and its artifacts by key."""
+    state = predict(*given, return_state=True)
+    with get_client(sync_client=True) as client:
+        wanted = ArtifactFilterFlowRunId(any_=[state.state_details.flow_run_id])
+        artifacts = client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=wanted))
+    return state.result(), {artifact.key or "": artifact for artifact in artifacts}
+
+
+def test_every_image_gets_one_row_and_the_page_says_what_came_out(
+    collection: str, model: str, output: str
+) -> None:
+    summary, artifacts = run(collection, model, output, CONFIG)
+
+    assert (summary.rows, summary.ok, summary.partial, summary.failed) == (10, 9, 0, 1)
+    assert summary.segmented == 10
+    assert summary.stages["network"] > 0
+    index = json.loads(Path(output, "_index.json").read_text("utf-8"))
+    assert (index["rows"], index["counts"]["failed"], len(index["parts"])) == (10, 1, 3)
+    assert parts.read(output).count_rows() == 10
+
+    page = str(artifacts["predict-summary"].data)
+    assert page.count("data:image/jpeg;base64,") == 6
+    assert "UnsupportedImage" in page
+    assert r"bad\|name.jpg" in page
+    table = json.loads(str(artifacts["predict-counts"].data))
+    assert table[0] == {"status": "ok", "images": "9", "share": "90.00 %"}
+    assert artifacts["predict-progress"].data == 100
+    assert "10 of 10 images" in str(artifacts["predict-progress"].description)
+
+
+def test_runs_are_named_in_the_ui(collection: str, model: str, output: str) -> None:
+    state = predict(collection, model, output, CONFIG, return_state=True)
+    with get_client(sync_client=True) as client:
+        flow_run = client.read_flow_run(state.state_details.flow_run_id)
+        task_runs = client.read_task_runs()
+    names = {one.name for one in task_runs if one.flow_run_id == flow_run.id}
+    assert flow_run.name == f"predict {collection} -> {output}"
+    assert names == {
+        "plan the run",
+        *(f"shard-{number:05d}" for number in range(3)),
+        "publish the index",
+    }
+
+
+def test_second_run_does_nothing_and_says_so(
+    collection: str, model: str, output: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = predict(collection, model, output, CONFIG)
+    caplog.clear()
+    before = {path: path.stat().st_mtime_ns for path in Path(output).rglob("*") if path.is_file()}
+    with caplog.at_level(logging.INFO):
+        second = predict(collection, model, output, CONFIG)
+    assert "nothing to do: every image is done" in caplog.text
+    assert (second.segmented, second.rows, second.failed) == (0, first.rows, first.failed)
+    after = {path: path.stat().st_mtime_ns for path in Path(output).rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_rerun_does_only_the_missing_shard(
+    collection: str, model: str, output: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    predict(collection, model, output, CONFIG)
+    part = Path(parts.part_url(output, 0, 1))
+    data = part.read_bytes()
+    part.unlink()
+    Path(output, "_index.json").unlink()
+    caplog.clear()
+
+    with caplog.at_level(logging.INFO):
+        summary = predict(collection, model, output, CONFIG)
+
+    assert summary.segmented == 4
+    assert part.read_bytes() == data
+    [line] = [line for line in caplog.messages if line.startswith("shard-")]
+    assert line.startswith("shard-00001: 4 images in")
+    assert parts.is_indexed(output)
+
+
+def test_too_many_failures_end_the_run_failed_with_everything_kept(
+    collection: str, model: str, output: str
+) -> None:
+    strict = CONFIG.model_copy(update={"max_failed": 0.01})
+    with pytest.raises(
+        PredictError,
+        match=r"1 of 10 images failed \(10 %\), above max_failed=1 %; first: bad\|name\.jpg: "
+        r"UnsupportedImage: .*Parts and index are kept",
+    ):
+        predict(collection, model, output, strict)
+    assert parts.is_indexed(output)
+    assert parts.read(output).count_rows() == 10
+    with pytest.raises(PredictError, match="1 of 10 images failed"):  # the same the next time
+        predict(collection, model, output, strict)
+
+
+def test_shard_that_fails_leaves_the_others_done(
+    collection: str, model: str, output: str, rng: np.random.Generator
+) -> None:
+    name = "4" + "x" * 247 + ".png"  # its mask would need a name of 256 bytes
+    put(collection, {name: encoded(pixels(rng))})
+    config = CONFIG.model_copy(update={"sinks": ("parquet", "png"), "images_per_shard": 3})
+
+    with pytest.raises(
+        PredictError,
+        match=r"1 of 4 shards failed; first: shard-00001: OSError: .*File name too long",
+    ):
+        predict(collection, model, output, config)
+
+    assert parts.listed(output) == {0: [0, 2, 3]}
+    assert not stores.exists(f"{output}/_index.json")
+
+
+def test_part_that_is_no_part_is_noticed_before_the_index(
+    collection: str, model: str, output: str
+) -> None:
+    Path(output, "parts", "run=00000", "part-00001.parquet", "folder").mkdir(parents=True)
+    with pytest.raises(PredictError, match=r"1 of 3 parts of run 00000 are not there: part-00001"):
+        predict(collection, model, output, CONFIG)
+    assert not stores.exists(f"{output}/_index.json")
+
+
+def test_bad_input_is_told_and_leaves_nothing(
+    collection: str, model: str, output: str, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.safetensors").write_bytes(stores.read_bytes(model)[:1000])
+    for given, error, text in [
+        ((f"{tmp_path}/typo", model, output), StoreError, "typo: nothing there"),
+        ((f"{tmp_path}/empty", model, output), StoreError, "no images at"),
+        ((collection, f"{tmp_path}/no.safetensors", output), StoreError, "nothing there"),
+        ((collection, f"{tmp_path}/bad.safetensors", output), CheckpointError, "bad.safetensors"),
+        ((collection, model, "/proc/out"), StoreError, "cannot write /proc/out"),
+    ]:
+        with pytest.raises(error, match=text):
+            predict(*given)
+    assert list(stores.list_entries(output)) == []
+
+
+def test_unknown_option_is_refused_before_the_run(collection: str, model: str, output: str) -> None:
+    with pytest.raises(ParameterTypeError, match="no_such_option"):
+        predict(collection, model, output, config={"no_such_option": 1})
+    with pytest.raises(ParameterTypeError, match="images_per_shard"):
+        predict(collection, model, output, config={"images_per_shard": 0})
+
+
+def test_many_shards_are_never_all_submitted_at_once(
+    tmp_path: Path, model: str, output: str, rng: np.random.Generator
+) -> None:
+    put(str(tmp_path / "in"), {f"{index:02}.png": encoded(pixels(rng)) for index in range(12)})
+    config = PredictConfig(images_per_shard=1, concurrency=3)
+    state = predict(str(tmp_path / "in"), model, output, config, return_state=True)
+    assert state.result().ok == 12
+    with get_client(sync_client=True) as client:
+        runs = [
+            one
+            for one in client.read_task_runs()
+            if one.flow_run_id == state.state_details.flow_run_id and one.name.startswith("shard-")
+        ]
+    moments = [(one.start_time, 1) for one in runs] + [(one.end_time, -1) for one in runs]
+    at_once = np.cumsum([step for _, step in sorted(moments)])
+    assert len(runs) == 12
+    assert at_once.max() <= 3

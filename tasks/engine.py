@@ -32,7 +32,9 @@ WINDOW_BYTES = 32 << 20
 BATCH_PIXELS = 16_000_000
 """Pixels of a batch (48 MB decoded) unless one image has more; three are in memory."""
 
-BATCH_IMAGES = 32
+BATCH_IMAGES = 16
+"""Images of a batch, unless `PredictConfig.batch_size` asks for more."""
+
 MAX_ERROR_TEXT = 500
 THREADS = max(2, min(8, os.cpu_count() or 2))
 
@@ -98,10 +100,9 @@ def segment(
     """
     rows: list[Row] = []
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(THREADS) as pool:
-        engine = _Engine(predictor, config, seconds, save_mask, pool)
+        engine = _Engine(predictor, config, seconds, save_mask, advance, pool)
         for window, found in _read_ahead(reader, list(windows(entries)), seconds):
             rows += engine.rows(window, found)
-            advance(len(window))
     return rows
 
 
@@ -143,12 +144,14 @@ class _Engine:
         config: PredictConfig,
         seconds: Seconds,
         save_mask: SaveMask | None,
+        advance: Callable[[int], None],
         pool: ThreadPoolExecutor,
     ) -> None:
         self.predictor = predictor
         self.config = config
         self.seconds = seconds
         self.save_mask = save_mask
+        self.advance = advance
         self.pool = pool
 
     def rows(self, entries: Sequence[Entry], found: Sequence[bytes | ReadError]) -> list[Row]:
@@ -159,6 +162,7 @@ class _Engine:
             for index, size in enumerate(sizes)
             if isinstance(size, Exception)
         }
+        self.advance(len(rows))
         encoding: list[tuple[int, Future[Row]]] = []
         for batch, decoded in self._decoded(_batches(sizes, self.config.batch_size), found):
             encoded, encoding = encoding, []
@@ -173,6 +177,7 @@ class _Engine:
                     job = self.pool.submit(self._encode, entries[index], prediction, truncated)
                     encoding.append((index, job))
             rows.update((index, job.result()) for index, job in encoded)
+            self.advance(len(batch))
         rows.update((index, job.result()) for index, job in encoding)
         return [rows[index] for index in range(len(entries))]
 

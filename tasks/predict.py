@@ -124,7 +124,17 @@ def segment_shard(
     manifest: Manifest, number: int, model_url: str, config: PredictConfig, progress: Progress
 ) -> ShardReport:
     """Segment one shard and put its part; see `tasks.shards`."""
-    report = write_part(manifest, number, model_url, config, advance=progress.advance)
+    counted = [0]
+
+    def advance(count: int) -> None:
+        counted.append(count)
+        progress.advance(count)
+
+    try:
+        report = write_part(manifest, number, model_url, config, advance=advance)
+    except Exception:
+        progress.advance(-sum(counted))  # the next attempt counts them again
+        raise
     get_run_logger().info("shard-%05d: %s", number, report.line())
     return report
 

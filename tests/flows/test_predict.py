@@ -2,19 +2,27 @@
 
 import json
 import logging
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
-from prefect.client.schemas.objects import Artifact
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
+from prefect.client.schemas.objects import Artifact, TaskRun
 from prefect.exceptions import ParameterTypeError
 
 from fcn.errors import CheckpointError
 from flows.predict import predict
-from tasks import parts, stores
+from tasks import parts, reading, stores
 from tasks.predict import PredictConfig, PredictError, PredictSummary
 from tasks.stores import StoreError
 from tests.tasks.pictures import encoded, pixels, put, save_model
@@ -53,6 +61,19 @@ def run(*given: Any) -> tuple[PredictSummary, dict[str, Artifact]]:
     return state.result(), {artifact.key or "": artifact for artifact in artifacts}
 
 
+def task_runs(flow_run_id: Any, count: int) -> list[TaskRun]:
+    """The task runs of a flow run, once the server has recorded so many as finished."""
+    wanted = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+    deadline = time.monotonic() + 60
+    with get_client(sync_client=True) as client:
+        while True:
+            found = client.read_task_runs(flow_run_filter=wanted)
+            if sum(one.end_time is not None for one in found) >= count:
+                return found
+            assert time.monotonic() < deadline, f"{len(found)} task runs recorded, not {count}"
+            time.sleep(0.2)
+
+
 def test_every_image_gets_one_row_and_the_page_says_what_came_out(
     collection: str, model: str, output: str
 ) -> None:
@@ -79,8 +100,7 @@ def test_runs_are_named_in_the_ui(collection: str, model: str, output: str) -> N
     state = predict(collection, model, output, CONFIG, return_state=True)
     with get_client(sync_client=True) as client:
         flow_run = client.read_flow_run(state.state_details.flow_run_id)
-        task_runs = client.read_task_runs()
-    names = {one.name for one in task_runs if one.flow_run_id == flow_run.id}
+    names = {one.name for one in task_runs(flow_run.id, 5)}
     assert flow_run.name == f"predict {collection} -> {output}"
     assert names == {
         "plan the run",
@@ -165,6 +185,51 @@ def test_part_that_is_no_part_is_noticed_before_the_index(
     assert not stores.exists(f"{output}/_index.json")
 
 
+class _Recovering(BaseHTTPRequestHandler):
+    """A site with one image, which it gives at the ninth time of asking."""
+
+    image = b""
+    asked = 0
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.image)))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        type(self).asked += 1
+        self.send_response(503 if self.asked < 9 else 200)
+        self.send_header("Content-Length", str(len(self.image)))
+        self.end_headers()
+        self.wfile.write(self.image)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.mark.slow
+def test_shard_is_tried_again_when_its_store_was_out(
+    model: str,
+    output: str,
+    rng: np.random.Generator,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(reading, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(_Recovering, "image", encoded(pixels(rng)))
+    with HTTPServer(("127.0.0.1", 0), _Recovering) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{site.server_port}/x.png"
+        summary, artifacts = run(url, model, output, PredictConfig())
+        site.shutdown()
+
+    assert (summary.rows, summary.ok) == (1, 1)
+    # four attempts of two task runs, the one that went well, and one for the page's picture
+    assert _Recovering.asked == 10
+    assert "503" in caplog.text
+    assert "1 of 1 images" in str(artifacts["predict-progress"].description)
+
+
 def test_bad_input_is_told_and_leaves_nothing(
     collection: str, model: str, output: str, tmp_path: Path
 ) -> None:
@@ -196,12 +261,8 @@ def test_many_shards_are_never_all_submitted_at_once(
     config = PredictConfig(images_per_shard=1, concurrency=3)
     state = predict(str(tmp_path / "in"), model, output, config, return_state=True)
     assert state.result().ok == 12
-    with get_client(sync_client=True) as client:
-        runs = [
-            one
-            for one in client.read_task_runs()
-            if one.flow_run_id == state.state_details.flow_run_id and one.name.startswith("shard-")
-        ]
+    found = task_runs(state.state_details.flow_run_id, 14)
+    runs = [one for one in found if one.name.startswith("shard-")]
     moments = [(one.start_time, 1) for one in runs] + [(one.end_time, -1) for one in runs]
     at_once = np.cumsum([step for _, step in sorted(moments)])
     assert len(runs) == 12

@@ -3,7 +3,7 @@
 Options, help and checks come from the flow itself: its signature, its docstring, and the
 fields of its configuration models. There is nothing to keep in step.
 
-Exit status: 0 done, 1 failed run, 2 bad arguments, 130 interrupted.
+Exit status: 0 done, 1 failed run, 2 bad arguments, 130 interrupted, 143 terminated.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import ast
 import difflib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,8 @@ class UsageError(Exception):
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the flow that the first argument names; returns the exit status."""
+    # An ordinary exit: the embedded server ends with this process.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(overview())

@@ -1,13 +1,17 @@
 """The command line on a sample flow: what every verb shares."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
 from prefect import flow
+from prefect.settings import get_current_settings
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fcn.errors import CheckpointError
@@ -64,11 +68,13 @@ def sample(
         raise CheckpointError("no safetensors file at broken")
     if collection_url == "bug":
         raise ZeroDivisionError("a bug")
-    if collection_url == "interrupted":
-        raise KeyboardInterrupt
+    if collection_url == "slow":
+        print("waiting")
+        time.sleep(60)
     return Outcome(num_images=3, mean_iu=0.123456, model_url="m.safetensors")
 
 
+ROOT = Path(__file__).resolve().parents[2]
 URL = ["--collection-url", "s3://bucket/a=b,c"]
 
 
@@ -188,6 +194,29 @@ def test_a_failed_run_is_one_line(prefect_server, capfd):
 def test_a_bug_keeps_its_traceback(prefect_server):
     with pytest.raises(ZeroDivisionError):
         run_flow(sample, ["--collection-url", "bug"])
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_ends_with_the_status_of_its_signal(prefect_server, number, status):
+    code = (
+        "import signal, sys, types; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from tests.flows.test_command_line import sample; from flows.command_line import main;"
+        "sys.modules['flows.predict'] = types.SimpleNamespace(predict=sample);"
+        "sys.exit(main(['predict', '--collection-url', 'slow']))"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=os.environ | get_current_settings().to_environment_variables(exclude_unset=True),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with run:
+        assert any("waiting" in line for line in run.stderr)
+        run.send_signal(number)
+        _, errors = run.communicate(timeout=30)
+    assert run.returncode == status, errors
+    assert "Traceback" not in errors
 
 
 def test_the_overview_names_every_verb(capsys):

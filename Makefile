@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 PORT ?= 4200
+DATA ?= $(or $(FCN_DATA),../shared/data)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
@@ -38,6 +39,15 @@ format: $(INSTALLED) ## Put the code into the one style
 
 ui: $(INSTALLED) ## Serve the Prefect UI with a worker and the deployments (PORT=4200)
 	@PORT=$(PORT) $(BIN)/python deployments/ui.py
+
+bench: $(INSTALLED) ## Measure the main job on real images (DATA=the folder that holds them)
+	@test -d $(DATA)/camvid || { \
+		echo "error: no real images at $(DATA); name their folder: make bench DATA=..." >&2; exit 1; }
+	rm -rf work/bench
+	for name in camvid coco; do \
+		$(BIN)/python -m benchmarks.real_data $$name --data $(DATA)/$$name* \
+			--init $(DATA)/squeezenet/*.npz --work work/bench/$$name || exit 1; \
+	done
 
 constraints: $(INSTALLED) ## Pin the newest versions that fit; then run make test
 	UV_CUSTOM_COMPILE_COMMAND="make constraints" $(BIN)/uv pip compile pyproject.toml \

@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from logging import Logger, LoggerAdapter
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -18,8 +19,10 @@ from prefect.artifacts import (
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
-    update_progress_artifact,
 )
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import ArtifactUpdate
+from prefect.context import SyncClientContext
 from prefect.exceptions import MissingContextError, PrefectException
 from prefect.logging import get_logger, get_run_logger
 
@@ -100,9 +103,13 @@ class Progress:
         self._start = self._last = time.monotonic()
         self._key = artifact_key(key)
         self._id: UUID | None = None
+        self._client: SyncPrefectClient | None = None
+        self._open = ExitStack()
 
     def __enter__(self) -> Self:
         self._start = self._last = time.monotonic()
+        # The run's own client: one that Prefect made for another thread would never be closed.
+        self._client = self._open.enter_context(SyncClientContext.get_or_create()).client
         self._id = _attempt(self._create, self._key)
         return self
 
@@ -120,7 +127,7 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._lock:
+        with self._open, self._lock:
             if kind is not None:
                 self._note = f"stopped by {kind.__name__}"
             self._update()
@@ -140,9 +147,10 @@ class Progress:
         return cast("UUID", create_progress_artifact(self._percent, self._key, self._text()))
 
     def _update(self) -> None:
-        if self._id is not None:
-            artifact_id, percent, text = self._id, self._percent, self._text()
-            _attempt(lambda: update_progress_artifact(artifact_id, percent, text), self._key)
+        client, artifact_id = self._client, self._id
+        if client is not None and artifact_id is not None:
+            update = ArtifactUpdate(data=self._percent, description=self._text())
+            _attempt(lambda: client.update_artifact(artifact_id, update), self._key)
         self._last = time.monotonic()
 
 

@@ -8,7 +8,9 @@ byte for byte, with the same versions of numpy and Pillow.
 
 import io
 import json
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +43,9 @@ SCENE_CLASSES = Classes(
 SIDES = (160, 241)
 """Least side of a picture in pixels, and the side that none reaches."""
 
+DAMAGED = 5
+"""Number of the image of the collection that is cut in half."""
+
 # EXIF orientation -> the turn that takes the upright picture to how it is stored.
 _STORED = {
     3: Image.Transpose.ROTATE_180,
@@ -56,7 +61,7 @@ class Scenes:
 
     Attributes:
         source_url: Labelled, layout ``folders``: images/SPLIT/, masks/SPLIT/, classes.json.
-        collection_url: Unlabelled images in two folders; one of them is damaged.
+        collection_url: Unlabelled images in two folders; from `DAMAGED` on with a damaged one.
     """
 
     source_url: str
@@ -64,45 +69,84 @@ class Scenes:
 
 
 def make_scenes(
-    url: str, *, num_train: int = 72, num_val: int = 20, num_unlabelled: int = 24, seed: int = 0
+    url: str,
+    *,
+    num_train: int,
+    num_val: int,
+    num_unlabelled: int,
+    seed: int = 0,
+    advance: Callable[[], None] = lambda: None,
 ) -> Scenes:
     """Write a labelled data set and an unlabelled collection below ``url``.
+
+    Files that are there with the same bytes are left alone.
 
     Args:
         url: Folder to write to.
         num_train: Labelled images of the train split.
         num_val: Labelled images of the val split.
         num_unlabelled: Images of the collection, the damaged one included.
-        seed: The same seed gives the same files, whatever the other numbers are.
+        seed: The same seed gives the same files; larger numbers only add files.
+        advance: Called after every scene, from several threads.
 
     Raises:
         StoreError: ``url`` cannot be written.
     """
-    scenes = Scenes(
-        source_url=stores.join(url, "labelled"), collection_url=stores.join(url, "unlabelled")
-    )
     stores.require_writable(url)
     classes = json.dumps(SCENE_CLASSES.to_json(), indent=1).encode()
-    stores.write_bytes(stores.join(scenes.source_url, "classes.json"), classes)
-    for group, (split, count) in enumerate((("train", num_train), ("val", num_val))):
-        for number in range(count):
-            name, image, label = _make_scene(seed, group, number)
-            mask = encode_mask(label, SCENE_CLASSES.palette)
-            image_url = stores.join(scenes.source_url, "images", split, name)
-            mask_name = name.rpartition(".")[0] + ".png"
-            stores.write_bytes(image_url, image)
-            stores.write_bytes(stores.join(scenes.source_url, "masks", split, mask_name), mask)
-    for number in range(num_unlabelled):
-        name, image, _ = _make_scene(seed, 2, number)
-        is_damaged = number == num_unlabelled // 3 * 2
-        folder = "east" if number % 2 else "west"
-        damaged = f"damaged-{name.rpartition('.')[0]}.jpg"
-        whole = _jpeg(np.asarray(Image.open(io.BytesIO(image)).convert("RGB")))
-        stores.write_bytes(
-            stores.join(scenes.collection_url, folder, damaged if is_damaged else name),
-            whole[: len(whole) * 2 // 3] if is_damaged else image,
-        )
-    return scenes
+    _put(stores.join(url, "labelled", "classes.json"), classes)
+    numbers = {"train": num_train, "val": num_val, "unlabelled": num_unlabelled}
+
+    def write(group: int, name: str, number: int) -> None:
+        scene = _make_scene(np.random.default_rng([seed, group, number]), number)
+        files = _unlabelled(scene) if name == "unlabelled" else _labelled(scene, name)
+        for path, data in files.items():
+            _put(stores.join(url, path), data)
+        advance()
+
+    with ThreadPoolExecutor(os.cpu_count()) as painters:
+        written = [
+            painters.submit(write, group, name, number)
+            for group, (name, count) in enumerate(numbers.items())
+            for number in range(count)
+        ]
+        for done in written:
+            done.result()
+    return Scenes(
+        source_url=stores.join(url, "labelled"), collection_url=stores.join(url, "unlabelled")
+    )
+
+
+def _put(url: str, data: bytes) -> None:
+    if not stores.exists(url) or stores.read_bytes(url) != data:
+        stores.write_bytes(url, data)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Scene:
+    number: int
+    name: str
+    extension: str
+    image: bytes
+    label: Array
+
+
+def _labelled(scene: _Scene, split: str) -> dict[str, bytes]:
+    """Image and mask of a scene, by path."""
+    return {
+        f"labelled/images/{split}/{scene.name}{scene.extension}": scene.image,
+        f"labelled/masks/{split}/{scene.name}.png": encode_mask(scene.label, SCENE_CLASSES.palette),
+    }
+
+
+def _unlabelled(scene: _Scene) -> dict[str, bytes]:
+    """The image of a scene, by path; number `DAMAGED` ends too early."""
+    folder = "east" if scene.number % 2 else "west"
+    if scene.number != DAMAGED:
+        return {f"unlabelled/{folder}/{scene.name}{scene.extension}": scene.image}
+    return {
+        f"unlabelled/{folder}/damaged-{scene.number:03}.jpg": scene.image[: len(scene.image) // 2]
+    }
 
 
 def paint_scene(rng: np.random.Generator, height: int, width: int) -> tuple[Array, Array]:
@@ -160,24 +204,23 @@ def _tree_place(rng: np.random.Generator, canvas: Canvas, land: Land) -> Place:
     return Place(float(np.clip(x, 0, land.width - 1)), y, size)
 
 
-def _make_scene(seed: int, group: int, number: int) -> tuple[str, bytes, Array]:
-    """File name, file and label map of one scene; every eighth file is of the same kind."""
-    rng = np.random.default_rng([seed, group, number])
+def _make_scene(rng: np.random.Generator, number: int) -> _Scene:
+    """A new scene in one of five kinds of files, by its number."""
     height, width = (int(side) for side in rng.integers(*SIDES, 2))
     image, label = paint_scene(rng, height, width)
-    kind = number % 8
-    if kind == 2:
-        orientation = (6, 8, 3)[number // 8 % 3]
-        return f"turned-{number:03}.jpg", _turned_jpeg(image, orientation), label
-    if kind == 4:
-        return (
-            f"gray-{number:03}.jpg",
-            _jpeg(np.asarray(Image.fromarray(image).convert("L"))),
-            label,
-        )
-    if kind == 6:
-        return f"clear-{number:03}.png", _alpha_png(image), label
-    return f"scene-{number:03}.jpg", _jpeg(image), label
+    name, extension, data = "scene", ".jpg", b""
+    match number % 8:
+        case 2:
+            name, data = "turned", _turned_jpeg(image, (6, 8, 3)[number // 8 % 3])
+        case 4:
+            name, data = "gray", _jpeg(np.asarray(Image.fromarray(image).convert("L")))
+        case 6:
+            name, extension, data = "clear", ".png", _alpha_png(image)
+        case _:
+            data = _jpeg(image)
+    return _Scene(
+        number=number, name=f"{name}-{number:03}", extension=extension, image=data, label=label
+    )
 
 
 def _jpeg(image: Array) -> bytes:

@@ -108,4 +108,4 @@ def test_pixels_between_classes_belong_to_none(rng):
 def test_a_place_that_cannot_be_written_is_refused_before_painting(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(stores.StoreError, match="file"):
-        make_scenes(str(tmp_path / "file"), num_train=1)
+        make_scenes(str(tmp_path / "file"), num_train=1, num_val=0, num_unlabelled=0)

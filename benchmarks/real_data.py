@@ -57,7 +57,7 @@ def settings(name: str, init: str, epochs: int | None) -> dict[str, Any]:
         "backbone": "squeezenet1_1",
         "stride": 8,
         "init": init,
-        "epochs": epochs or {"camvid": 40, "coco": 20}[name],
+        "epochs": epochs or {"camvid": 25, "coco": 20}[name],
         "batch_size": 8,
         "crop_size": crops[name],
         "num_workers": 1,

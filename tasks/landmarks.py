@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from tasks.painting import Array, Canvas, Point, Rgb, mix, noise
+from tasks.painting import Array, Canvas, Point, Rgb, mix, noise, rgb
 from tasks.scenery import CAR, HOUSE, TREE, Land
 
 WALLS: tuple[Rgb, ...] = (
@@ -51,8 +51,8 @@ def paint_house(rng: np.random.Generator, canvas: Canvas, land: Land, place: Pla
     """A house seen at its corner: gable with door and windows, long side, tiled roof."""
     high, rise = rng.uniform(0.72, 0.86), rng.uniform(0.44, 0.58)
     long, back = rng.uniform(0.85, 1.2), rng.uniform(0.08, 0.16)
-    wall = np.float32(WALLS[rng.integers(len(WALLS))])
-    roof = np.float32(ROOFS[rng.integers(len(ROOFS))])
+    wall = rgb(WALLS[rng.integers(len(WALLS))])
+    roof = rgb(ROOFS[rng.integers(len(ROOFS))])
     paint_shadow(canvas, land, place, (1 + long) / 2, (1.15, 0.16))
     x, y, size = place.x, place.y, place.size
     canvas = canvas.window(x - size * 0.2, y - size * 2, x + size * 2.5, y)
@@ -135,7 +135,7 @@ def paint_tree(rng: np.random.Generator, canvas: Canvas, land: Land, place: Plac
     canvas = canvas.window(x - size * 0.45, y - size * 1.1, x + size * 0.45, y)
     trunk = [(-0.055, 0.0), (0.055, 0.0), (0.033, 0.5), (-0.033, 0.5)]
     canvas.paint(canvas.polygon(place.points(trunk)), (86, 62, 46), TREE)
-    leaf = np.float32(land.light.leaf) * rng.uniform(0.86, 1.16)
+    leaf = rgb(land.light.leaf) * rng.uniform(0.86, 1.16)
     if rng.random() < 0.62:
         crown = _leafy_crown(rng, canvas, place)
     else:
@@ -178,7 +178,7 @@ def _conifer_crown(rng: np.random.Generator, canvas: Canvas, place: Place) -> Ar
 def paint_car(rng: np.random.Generator, canvas: Canvas, land: Land, place: Place) -> None:
     """A car on the road: from behind in the right lane, from before in the left one."""
     behind = place.x > land.road_centre(place.y)
-    body = np.float32(PAINTS[rng.integers(len(PAINTS))])
+    body = rgb(PAINTS[rng.integers(len(PAINTS))])
     paint_shadow(canvas, land, place, 0, (0.62, 0.13))
     x, y, size = place.x, place.y, place.size
     canvas = canvas.window(x - size * 0.6, y - size, x + size * 0.6, y + 1)

@@ -18,12 +18,20 @@ MAX_WIDTH = 256
 _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#+!|~$&-])")
 
 
+class Markdown(str):
+    """Text that is Markdown already: `escape` leaves it as it is."""
+
+    __slots__ = ()
+
+
 def escape(text: object) -> str:
     """Text as Markdown shows it literally, on one line.
 
     Names of files that are no valid UTF-8 hold lone surrogates, which no page can carry:
     they become question marks.
     """
+    if isinstance(text, Markdown):
+        return text
     readable = str(text).encode("utf-8", "replace").decode("utf-8")
     return _SPECIAL.sub(r"\\\1", " ".join(readable.split()))
 
@@ -42,7 +50,7 @@ def table(header: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(lines)
 
 
-def image(picture: np.ndarray | bytes, alt: str, *, max_width: int = MAX_WIDTH) -> str:
+def image(picture: np.ndarray | bytes, alt: str, *, max_width: int = MAX_WIDTH) -> Markdown:
     """A picture as Markdown with a ``data:`` URL, which needs no public address.
 
     Args:
@@ -50,7 +58,7 @@ def image(picture: np.ndarray | bytes, alt: str, *, max_width: int = MAX_WIDTH) 
         alt: What the picture shows, for those who cannot see it.
         max_width: Wider pictures are made smaller.
     """
-    return f"![{escape(alt)}]({image_url(picture, max_width=max_width)})"
+    return Markdown(f"![{escape(alt)}]({image_url(picture, max_width=max_width)})")
 
 
 def image_url(

@@ -5,7 +5,7 @@ spots; where the spots of one pixel belong to different classes, its label is
 `fcn.classes.IGNORE_INDEX`, as on the outlines of PASCAL VOC.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,12 +57,12 @@ class Canvas:
         """A part of the canvas, for painting small things fast; what is painted there stays."""
         rows = slice(max(0, int(top)), max(1, int(bottom) + 1))
         columns = slice(max(0, int(left)), max(1, int(right) + 1))
-        arrays = (array[rows, columns] for array in (self.pixels, self.label, self.y, self.x))
-        return Canvas(*arrays, self.unit)
+        at = rows, columns
+        return Canvas(self.pixels[at], self.label[at], self.y[at], self.x[at], self.unit)
 
     def paint(self, where: Array, colour: Array | Rgb, class_id: int) -> None:
         """Cover ``where`` (bool ``h x w``) with a colour, or with the colours of a picture."""
-        np.copyto(self.pixels, np.float32(colour), where=where[..., None])
+        np.copyto(self.pixels, rgb(colour), where=where[..., None])
         self.label[where] = class_id
 
     def tint(self, where: Array, colour: Rgb, strength: Array | float = 1.0) -> None:
@@ -122,14 +122,19 @@ def noise(
         box = (0.5, 0.5, 0.5 + width / (lump * stretch), 0.5 + height / lump)
         smooth = np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC, box=box))
         total += (smooth - 0.5) / 2**octave
-    low, high = np.percentile(total[::3, ::3], [1, 99])
-    return np.asarray(np.clip((total - low) / max(high - low, 1e-6), 0, 1), np.float32)
+    spread = 5 * float(total.std()) or 1.0
+    return np.asarray(np.clip(0.5 + (total - total.mean()) / spread, 0, 1))
+
+
+def rgb(colour: Array | Sequence[float]) -> Array:
+    """A colour as float32, fit for arithmetic."""
+    return np.asarray(colour, np.float32)
 
 
 def mix(first: Array | Rgb, second: Array | Rgb, share: Array | float) -> Array:
     """Colours between two colours; ``share`` 0 gives the first, 1 the second."""
     weight = np.asarray(share, np.float32)[..., None]
-    start, end = np.asarray(first, np.float32), np.asarray(second, np.float32)
+    start, end = rgb(first), rgb(second)
     return np.asarray(start + (end - start) * weight)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from fcn.classes import Classes
+from fcn.classes import Classes, Colour
 from fcn.draw import Panel, contact_sheet, error_map, overlay, png_bytes
 from fcn.metrics import Scores
 from tasks import markdown as md
@@ -124,10 +124,10 @@ def render(report: Report) -> dict[str, bytes]:
 
 def markdown(report: Report) -> str:
     """The report for Prefect's pages: figures, classes, plots and small overlays."""
-    header = ["class", "IU", "accuracy", "true pixels", "most often taken for"]
+    header = ["", "class", "IU", "accuracy", "true pixels", "most often taken for"]
     rows = [
-        [row.name, row.iu, row.accuracy, row.true_share, row.taken_for]
-        for row in _class_rows(report)
+        [_swatch(colour), row.name, row.iu, row.accuracy, row.true_share, row.taken_for]
+        for row, colour in zip(_class_rows(report), report.classes.palette, strict=True)
     ]
     parts = [
         f"# {md.escape(report.title)}",
@@ -143,7 +143,7 @@ def markdown(report: Report) -> str:
         _plot_markdown(plot_confusion(report.scores, report.classes), "confusion matrix"),
     ]
     if report.examples:
-        parts += ["## Examples", "Image, truth, prediction.", _legend(report.classes)]
+        parts += ["## Examples", "Image, truth, prediction."]
     size = sum(map(len, parts))
     for example in _ordered(report.examples):
         text = f"{_GROUPS[example.group]}: mean IU {percent(example.score)}, {example.caption}"
@@ -244,12 +244,8 @@ def _plot_markdown(plot: bytes, alt: str) -> str:
     return f"![{md.escape(alt)}]({md.data_url(plot, 'image/png')})"
 
 
-def _legend(classes: Classes) -> str:
-    """A small square in the colour of each class, with its name."""
-    return " · ".join(
-        f"{md.image(np.full((12, 12, 3), colour, np.uint8), '')} {md.escape(name)}"
-        for name, colour in zip(classes.names, classes.palette, strict=True)
-    )
+def _swatch(colour: Colour) -> md.Markdown:
+    return md.image(np.full((14, 14, 3), colour, np.uint8), "")
 
 
 def _ordered(examples: Sequence[Example]) -> list[Example]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.painting import Array, Canvas, Rgb, mix, noise, smoothstep
+from tasks.painting import Array, Canvas, Rgb, mix, noise, rgb, smoothstep
 
 SKY, MOUNTAIN, MEADOW, WATER, ROAD, HOUSE, TREE, CAR = range(8)
 
@@ -129,11 +129,11 @@ def paint_mountains(rng: np.random.Generator, canvas: Canvas, land: Land) -> Non
         folds = np.abs(noise(rng, canvas, 30 * canvas.unit, octaves=5, stretch=0.7) - 0.5)
         slope = np.gradient(ridge)[None, :] * 0.35 + np.gradient(folds, axis=1) * 30
         shade = np.clip(0.84 + land.sunny_side * slope * 0.5, 0.45, 1.25)
-        rock = np.asarray(land.light.rock, np.float32) * shade[..., None]
+        rock = rgb(land.light.rock) * shade[..., None]
         below = (canvas.y - ridge) / canvas.unit
         height = (land.horizon - canvas.y) / canvas.unit
         snow = smoothstep(34, 44, height + 26 * (folds - 0.2)) * smoothstep(30, 8, below)
-        rock = mix(rock, np.float32([250, 250, 255]) * shade[..., None].clip(0.72, 1), 0.92 * snow)
+        rock = mix(rock, rgb([250, 250, 255]) * shade[..., None].clip(0.72, 1), 0.92 * snow)
         rock = mix(rock, land.light.horizon, haze + 0.25 * smoothstep(30, 0, height))
         canvas.paint(below > 0, rock, MOUNTAIN)
 
@@ -145,11 +145,11 @@ def paint_meadow(rng: np.random.Generator, canvas: Canvas, land: Land) -> None:
     hills = land.horizon - unit * rng.uniform(3, 9) * noise(rng, canvas, 60 * unit, octaves=2)[0]
     near = land.depth(canvas.y)
     far_green = mix(light.grass, light.horizon, 0.25)
-    green = mix(far_green, np.float32(light.grass) * 0.86, near)
+    green = mix(far_green, rgb(light.grass) * 0.86, near)
     lumps = noise(rng, canvas, 26 * unit, octaves=4, stretch=3.5) - 0.5
     blades = noise(rng, canvas, 5 * unit, octaves=3, stretch=0.3) - 0.5
     bright = 1 + 0.34 * lumps + (0.14 + 0.3 * near) * blades
-    green = green * bright[..., None] + np.float32([16, 8, -8]) * lumps[..., None]
+    green = green * bright[..., None] + rgb([16, 8, -8]) * lumps[..., None]
     where = canvas.y >= hills
     canvas.paint(where, green.clip(0, 255), MEADOW)
     _sow(rng, canvas, land)
@@ -166,7 +166,7 @@ def _sow(rng: np.random.Generator, canvas: Canvas, land: Land) -> None:
         if patches[row, column] > 0.55:
             size = round(canvas.unit * (1 + 2 * float(land.depth(y))))
             flower = canvas.pixels[row : row + size, column : column + size]
-            flower += (np.float32(bloom) - flower) * 0.9
+            flower += (rgb(bloom) - flower) * 0.9
 
 
 def paint_lake(rng: np.random.Generator, canvas: Canvas, land: Land, side: int) -> None:
@@ -182,10 +182,10 @@ def paint_lake(rng: np.random.Generator, canvas: Canvas, land: Land, side: int) 
     ripples = noise(rng, canvas, 4 * unit, octaves=2, stretch=7) - 0.5
     mirrored = 2 * land.horizon - canvas.y - 4 * unit + ripples * 5 * unit
     rows = np.clip(mirrored, 0, land.horizon - 1).astype(int)
-    deep = mix(land.light.zenith, (20, 70, 110), 0.45)
+    deep = mix(land.light.zenith, (12, 84, 124), 0.6)
     below = smoothstep(land.horizon - 4 * unit, y + radius_y, canvas.y)
-    water = mix(picture[rows, canvas.x.astype(int)], deep, 0.42 + 0.34 * below)
-    water = mix(water, (255, 255, 255), np.clip(ripples - 0.22, 0, 1) * 1.1)
+    water = mix(picture[rows, canvas.x.astype(int)], deep, 0.5 + 0.3 * below)
+    water = mix(water, (255, 255, 255), np.clip(ripples - 0.14, 0, 1) * 1.2)
     inside = (reach < 1) & (canvas.y > top + unit)
     bank = (reach < 1 + 2.4 * unit / radius_y) & ~inside
     canvas.tint(bank, (196, 180, 138), 0.55)

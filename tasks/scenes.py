@@ -173,7 +173,7 @@ def _furnish(rng: np.random.Generator, canvas: Canvas, land: Land, house_side: i
         things.append((paint_house, _house_place(rng, canvas, land, house_side)))
     things += [(paint_tree, _tree_place(rng, canvas, land)) for _ in range(rng.integers(2, 5))]
     if rng.random() < 0.9:
-        y = _ground(rng, land, 0.5, 0.94)
+        y = _ground(rng, land, 0.58, 0.97)
         half = float(land.road_half(y))
         lane = 0.47 if rng.random() < 0.65 else -0.47
         x = float(land.road_centre(y)) + lane * half
@@ -209,12 +209,12 @@ def _make_scene(rng: np.random.Generator, number: int) -> _Scene:
     height, width = (int(side) for side in rng.integers(*SIDES, 2))
     image, label = paint_scene(rng, height, width)
     name, extension, data = "scene", ".jpg", b""
-    match number % 8:
-        case 2:
+    match number % 16:
+        case 2 | 10:
             name, data = "turned", _turned_jpeg(image, (6, 8, 3)[number // 8 % 3])
         case 4:
             name, data = "gray", _jpeg(np.asarray(Image.fromarray(image).convert("L")))
-        case 6:
+        case 6 | 14:
             name, extension, data = "clear", ".png", _alpha_png(image)
         case _:
             data = _jpeg(image)

@@ -29,6 +29,11 @@ def test_table_escapes_pipes_and_aligns_numbers_right():
     ]
 
 
+def test_pictures_stand_in_tables():
+    picture = markdown.image(np.zeros((2, 2, 3), np.uint8), "dot")
+    assert f"| {picture} | a\\|b |" in markdown.table(["", "class"], [[picture, "a|b"]])
+
+
 def test_image_url_holds_the_whole_picture_within_the_width(rng):
     picture = rng.integers(0, 256, (300, 600, 3), dtype=np.uint8)
     url = markdown.image_url(picture, max_width=200)

@@ -66,26 +66,41 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_the_files_are_a_page_and_its_pictures(rng):
-    files = render(report(rng))
+@pytest.fixture(scope="module")
+def files() -> dict[str, bytes]:
+    """The files of an ordinary report."""
+    return render(report(np.random.default_rng(0)))
+
+
+@pytest.fixture(scope="module")
+def page(files) -> Page:
+    """Its page."""
+    return Page(files["report.html"])
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    """Its Markdown."""
+    return markdown(report(np.random.default_rng(0)))
+
+
+def test_the_files_are_a_page_and_its_pictures(files):
     assert sorted(files) == ["confusion.png", "curves.png", "examples.png", "report.html"]
     for name in sorted(files)[:3]:
         assert Image.open(io.BytesIO(files[name])).format == "PNG"
 
 
-def test_the_page_asks_for_nothing_beside_it(rng):
-    page = render(report(rng))["report.html"]
+def test_the_page_asks_for_nothing_beside_it(files, page):
     names = ("src", "srcset", "href", "action", "data", "poster")
-    sources = [attrs[n] for _, attrs in Page(page).tags for n in names if n in attrs]
+    sources = [attrs[n] for _, attrs in page.tags for n in names if n in attrs]
     assert len(sources) == 8  # two plots, light and dark; four pictures of one example
     assert all(source.startswith("data:image/") for source in sources)
     for word in (b"http://", b"https://", b"@import", b"url("):
-        assert word not in page
+        assert word not in files["report.html"]
 
 
-def test_plots_are_shown_light_and_dark(rng):
-    tags = Page(render(report(rng))["report.html"]).tags
-    sources = [attrs for tag, attrs in tags if tag == "source"]
+def test_plots_are_shown_light_and_dark(page):
+    sources = [attrs for tag, attrs in page.tags if tag == "source"]
     assert len(sources) == 2
     assert all(attrs["media"] == "(prefers-color-scheme: dark)" for attrs in sources)
 
@@ -110,10 +125,9 @@ def test_words_of_strangers_are_text_and_never_markup(rng):
     assert "車" in page.text
 
 
-def test_figures_say_over_how_many_classes_they_run(rng):
-    text = Page(render(report(rng))["report.html"]).text
-    assert "58.3 %" in text  # (2/3 + 1/2) / 2
-    assert "mean IU over 2 of 3 classes" in text
+def test_figures_say_over_how_many_classes_they_run(page):
+    assert "58.3 %" in page.text  # (2/3 + 1/2) / 2
+    assert "mean IU over 2 of 3 classes" in page.text
 
 
 def test_a_class_that_does_not_occur_has_dashes(rng):
@@ -127,8 +141,8 @@ def test_a_class_that_does_not_occur_has_dashes(rng):
     assert "| car | – | – | 0.0 % |  |" in markdown(report(rng))
 
 
-def test_the_class_table_tells_what_a_class_was_taken_for(rng):
-    assert "| sky | 66.7 % | 66.7 % | 75.0 % | road, 33.3 % |" in markdown(report(rng))
+def test_the_class_table_tells_what_a_class_was_taken_for(text):
+    assert "| sky | 66.7 % | 66.7 % | 75.0 % | road, 33.3 % |" in text
 
 
 def test_a_report_without_metrics_examples_and_facts_is_whole(rng):
@@ -176,7 +190,12 @@ def test_write_report_puts_every_file_and_names_the_page(rng, tmp_path):
     url = write_report(str(tmp_path / "run"), report(rng))
     assert url == stores.join(str(tmp_path / "run"), "report.html")
     assert stores.read_bytes(url).startswith(b"<!doctype html>")
-    assert {path.name for path in (tmp_path / "run").iterdir()} == set(render(report(rng)))
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "confusion.png",
+        "curves.png",
+        "examples.png",
+        "report.html",
+    }
 
 
 def test_examples_are_the_best_the_middle_and_the_worst():

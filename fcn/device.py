@@ -1,13 +1,17 @@
 """Which device a network runs on, and in which precision."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 
 from fcn.errors import DeviceError
 
 Precision = Literal["auto", "fp32", "bf16"]
+
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+"""Names of devices in settings: auto (a GPU where there is one), cpu, cuda, cuda:1, …"""
 
 
 def find_device(device: str) -> torch.device:
@@ -27,9 +31,15 @@ def find_device(device: str) -> torch.device:
     return found
 
 
+def resolve_precision(device: torch.device, precision: Precision) -> Literal["fp32", "bf16"]:
+    """What "auto" is on a device: bfloat16 on a GPU that has it, else float32."""
+    if precision != "auto":
+        return precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """The context to run a network in: bfloat16 where asked for, or "auto" on a GPU that has it."""
-    wanted = precision == "bf16"
-    if precision == "auto":
-        wanted = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16) if wanted else nullcontext()
+    """The context to run a network in."""
+    if resolve_precision(device, precision) == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()

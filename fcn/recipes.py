@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
-from fcn.device import Precision
+from fcn.device import Device, Precision
 from fcn.trunks import TRUNKS, Backbone
 
 Pixels = Annotated[int, Field(ge=1)]

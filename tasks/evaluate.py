@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field
 
 from fcn.checkpoint import Model, load
-from fcn.device import Precision
+from fcn.device import Device, Precision
 from fcn.errors import CheckpointError
 from fcn.evaluate import Scored, score_samples
 from fcn.metrics import Scores
@@ -29,9 +29,8 @@ class EvaluateConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    device: str = Field(
+    device: Device = Field(
         "auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="Where the network runs: auto (a GPU where there is one), cpu, cuda, cuda:1.",
     )
     precision: Precision = Field(

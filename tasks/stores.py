@@ -29,6 +29,7 @@ __all__ = [
     "UNKNOWN_SIZE",
     "Entry",
     "StoreError",
+    "StoreUnavailable",
     "create_bytes",
     "create_file",
     "exists",
@@ -50,13 +51,30 @@ __all__ = [
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*)://")
 _QUERY_IS_NAME = {"s3", "s3a", "gs", "gcs", "memory", "az", "abfs", "abfss"}
 _USER_IS_NAME = {"abfs", "abfss"}  # abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…
-_LASTING = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.EINVAL}
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]+")
+_LASTING = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG),
+    *(errno.ENAMETOOLONG, errno.EINVAL),
+}
+_NEXT_STEPS = {
+    errno.EROFS: "; choose another place",
+    errno.ENOSPC: "; make room there, then run again",
+    errno.EDQUOT: "; make room there, then run again",
+}
+_LASTING_ERRORS = (
+    *(FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError),
+    *(NotImplementedError, ImportError, ValueError),
+)
 _BLOCK_SIZE = 1 << 20  # s3fs would read 50 MB ahead
 _REFUSED = {400, 401, 403, 405, 501}  # HTTP statuses that asking again does not change
 
 
 class StoreError(Exception):
     """A URL that cannot be listed, read or written, and why."""
+
+
+class StoreUnavailable(StoreError):
+    """A store that does not answer as it should: it may do so later, see `is_transient`."""
 
 
 def join(url: str, *parts: str) -> str:
@@ -282,7 +300,9 @@ def is_transient(error: BaseException) -> bool:
     A missing object, a refused permission and a full disk are not transient. Clients of
     stores also raise errors of their own (aiohttp, botocore, …), which fsspec passes on.
     """
-    if isinstance(error, FileNotFoundError | FileExistsError | PermissionError | IsADirectoryError):
+    if isinstance(error, StoreUnavailable):
+        return True
+    if isinstance(error, _LASTING_ERRORS) or "Credentials" in type(error).__name__:
         return False
     if isinstance(error, OSError):
         return error.errno not in _LASTING
@@ -299,10 +319,12 @@ def _explained_entries(entries: Iterator[Entry], url: str) -> Iterator[Entry]:
 
 @contextlib.contextmanager
 def _explained(url: str, verb: str) -> Iterator[None]:
-    """Turn the errors that trying again does not cure into a `StoreError`."""
+    """Turn what a store says into a `StoreError`; faults of the program stay what they are."""
     place = redact(url)
     try:
         yield
+    except StoreError:
+        raise
     except FileNotFoundError as error:
         raise StoreError(f"cannot {verb} {place}: nothing there") from error
     except PermissionError as error:
@@ -310,19 +332,29 @@ def _explained(url: str, verb: str) -> Iterator[None]:
             f"cannot {verb} {place}: permission denied; check who owns it and the credentials "
             "in the environment or in fsspec's configuration"
         ) from error
-    except (IsADirectoryError, NotADirectoryError, NotImplementedError) as error:
-        raise StoreError(f"cannot {verb} {place}: {_reason(error)}") from error
-    except (ImportError, ValueError) as error:
-        raise StoreError(f"cannot {verb} {place}: {error}") from error
     except Exception as error:
-        refused = getattr(error, "status", None) in _REFUSED
-        if refused or "Credentials" in type(error).__name__:
-            message = getattr(error, "message", error)  # of an HTTP client: without the URL
-            raise StoreError(f"cannot {verb} {place}: {message}") from error
+        if is_transient(error):
+            raise StoreUnavailable(
+                f"cannot {verb} {place}: {type(error).__name__}: {_reason(error)}; check the "
+                "store's endpoint and the network, then run again"
+            ) from error
+        if _is_lasting(error):
+            raise StoreError(f"cannot {verb} {place}: {_reason(error)}") from error
         raise
 
 
+def _is_lasting(error: Exception) -> bool:
+    """Whether the store, or fsspec for it, refuses for good."""
+    refused = getattr(error, "status", None) in _REFUSED or "Credentials" in type(error).__name__
+    return refused or isinstance(error, OSError | NotImplementedError | ImportError | ValueError)
+
+
 def _reason(error: Exception) -> str:
+    """What an error says, without the credentials of URLs in it."""
     if isinstance(error, NotImplementedError):
         return "this store can only be read"
-    return str(getattr(error, "strerror", None) or error).lower()
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror.lower() + _NEXT_STEPS.get(error.errno or 0, "")
+    else:
+        text = str(getattr(error, "message", None) or error)  # of an HTTP client
+    return _URL_IN_TEXT.sub(lambda found: redact(found[0]), text)

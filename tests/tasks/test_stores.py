@@ -11,10 +11,12 @@ from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+import fsspec.config
 import pytest
+from botocore.exceptions import NoCredentialsError
 
 from tasks import stores
-from tasks.stores import StoreError
+from tasks.stores import StoreError, StoreUnavailable
 
 HARD_KEYS = [
     "a b/plus+and&.jpg",
@@ -190,8 +192,8 @@ def test_failed_write_leaves_nothing(tmp_path: Path, write: Callable[[str, bytes
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
         try:
             write(str(tmp_path / "x"), b"x" * 10_000)
-        except OSError as error:
-            os._exit(0 if error.errno == errno.EFBIG else 2)
+        except StoreError as error:
+            os._exit(0 if "file too large" in str(error) else 2)
         os._exit(1)
 
     child = multiprocessing.get_context("fork").Process(target=limited)
@@ -243,6 +245,46 @@ def test_unwritable_output_is_found_before_work(tmp_path: Path, s3: Any) -> None
         stores.require_writable("/proc/out")
     with pytest.raises(StoreError, match=r"cannot write s3://no-such-bucket-here/"):
         stores.require_writable("s3://no-such-bucket-here/out")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (errno.EROFS, "read-only file system; choose another place"),
+        (errno.ENOSPC, "no space left on device; make room there, then run again"),
+        (errno.EDQUOT, "disk quota exceeded; make room there, then run again"),
+        (errno.ENAMETOOLONG, "file name too long"),
+    ],
+)
+def test_what_the_system_refuses_for_good_is_said_with_the_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, text: str
+) -> None:
+    def refuse(_descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(StoreError, match=rf"cannot write {tmp_path}/.*: {text}$") as caught:
+        stores.require_writable(str(tmp_path))
+    assert not stores.is_transient(caught.value)
+
+
+def test_store_that_does_not_answer_is_named_and_may_do_so_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = {
+        "key": "a",
+        "secret": "b",
+        "endpoint_url": "http://127.0.0.1:9",
+        "config_kwargs": {"retries": {"max_attempts": 0}},
+    }
+    monkeypatch.setitem(fsspec.config.conf, "s3", settings)
+    with pytest.raises(
+        StoreError,
+        match=r'cannot write s3://bucket/.*: EndpointConnectionError: .*"http://127.0.0.1:9/bucket'
+        r".*; check the store's endpoint and the network, then run again",
+    ) as caught:
+        stores.require_writable("s3://bucket/out?x")
+    assert stores.is_transient(caught.value)
 
 
 def test_require_writable_leaves_nothing(prefix: str) -> None:
@@ -308,6 +350,10 @@ def test_relative_and_home_paths_are_made_absolute(monkeypatch: pytest.MonkeyPat
         (FileNotFoundError(), False),
         (PermissionError(), False),
         (OSError(errno.ENOSPC, "full"), False),
+        (NotADirectoryError(), False),
+        (NoCredentialsError(), False),
+        (StoreUnavailable("503"), True),
+        (StoreError("refused"), False),
         (ValueError("no"), False),
     ],
 )

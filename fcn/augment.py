@@ -16,10 +16,10 @@ class Augment:
     """Scale, flip, colour and crop an image together with its label map.
 
     Args:
-        crop_size: height and width of the crop; what lies outside a smaller image is 0 there
+        crop_size: Height and width of the crop; what lies outside a smaller image is 0 there
             and ``ignore_index`` in the label map. None keeps the whole image at its scale.
-        ignore_index: label of padded pixels.
-        vary: apply the random scale, flip and colours; without it only the crop is random.
+        ignore_index: Label of padded pixels.
+        vary: Apply the random scale, flip and colours; without it only the crop is random.
     """
 
     def __init__(self, crop_size: tuple[int, int] | None, ignore_index: int, *, vary: bool) -> None:
@@ -31,9 +31,9 @@ class Augment:
         """A varied pair; every random number comes from ``generator``.
 
         Args:
-            image: uint8 ``3 x H x W``.
-            label: integers ``H x W``.
-            generator: source of the random numbers.
+            image: Uint8 ``3 x H x W``.
+            label: Integers ``H x W``.
+            generator: Source of the random numbers.
         """
         if self.crop_size:
             image, label = self._crop(image, label, self.crop_size, generator)

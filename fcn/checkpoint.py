@@ -32,10 +32,10 @@ class Model:
     """A network with everything needed to use it.
 
     Attributes:
-        net: the network.
-        classes: names and colours of its scores' channels.
-        input: what its images must be turned into.
-        facts: how it came to be: data set digest, configuration, scores, versions.
+        net: The network.
+        classes: Names and colours of its scores' channels.
+        input: What its images must be turned into.
+        facts: How it came to be: data set digest, configuration, scores, versions.
     """
 
     net: FCN
@@ -93,9 +93,9 @@ def load(file: bytes | str | Path | BinaryIO) -> Model:
     """Read a model file of ours. No code from the file is run.
 
     Raises:
-        CheckpointError: the bytes are no safetensors file, hold no card of ours, or their
+        CheckpointError: The bytes are no safetensors file, hold no card of ours, or their
             weights do not fit the architecture on the card.
-        OSError: the file cannot be opened.
+        OSError: The file cannot be opened.
     """
     data = _bytes(file)
     tensors, metadata = read_safetensors(data)
@@ -138,7 +138,7 @@ def read_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file.
 
     Raises:
-        CheckpointError: the bytes are no safetensors file, or a damaged one.
+        CheckpointError: The bytes are no safetensors file, or a damaged one.
     """
     try:
         (size,) = struct.unpack_from("<Q", data)

@@ -34,7 +34,8 @@ class Classes:
     """Names and colours of the classes, by id: class ``i`` is ``names[i]`` in ``palette[i]``.
 
     Raises:
-        ValueError: names and palette of different length, a name twice, no class at all.
+        ValueError: Names and palette of different length, a name twice, no class at all, a
+            colour outside 0..255, or an `ignore_index` that is a class.
     """
 
     names: tuple[str, ...]
@@ -46,6 +47,13 @@ class Classes:
             raise ValueError("no classes given; at least one is needed")
         if len(self.names) != len(self.palette):
             raise ValueError(f"{len(self.names)} class names but {len(self.palette)} colours")
+        wrong = [colour for colour in self.palette if not all(0 <= c <= 255 for c in colour)]
+        if wrong:
+            raise ValueError(f"colours are RGB in 0..255, found {wrong[0]}")
+        if 0 <= self.ignore_index < len(self.names):
+            raise ValueError(
+                f"ignore_index {self.ignore_index} is a class; classes are 0..{len(self) - 1}"
+            )
         if len(set(self.names)) != len(self.names):
             twice = sorted({name for name in self.names if self.names.count(name) > 1})
             raise ValueError(f"class names must be unique; given more than once: {twice}")
@@ -63,7 +71,7 @@ class Classes:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError: ids that are not 0, 1, 2, … in this order.
+            ValueError: Ids that are not 0, 1, 2, … in this order.
         """
         rows = list(rows)
         ids = [row["id"] for row in rows]

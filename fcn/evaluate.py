@@ -20,9 +20,9 @@ class Scored:
 
     Attributes:
         image: RGB uint8 ``H x W x 3``.
-        label: true classes ``H x W``.
-        prediction: predicted classes ``H x W``.
-        confusion: int64 ``C x C``, rows true.
+        label: True classes ``H x W``.
+        prediction: Predicted classes ``H x W``.
+        confusion: Int64 ``C x C``, rows true.
     """
 
     image: np.ndarray

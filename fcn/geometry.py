@@ -41,7 +41,7 @@ class CoordinateMap:
         """The map after a transposed convolution whose kernel weighs around ``centre``.
 
         Raises:
-            ValueError: the map's stride is no multiple of ``stride``.
+            ValueError: The map's stride is no multiple of ``stride``.
         """
         if self.stride % stride:
             raise ValueError(f"stride {self.stride} cannot be upsampled {stride} times")
@@ -106,7 +106,7 @@ def trace(graph: fx.GraphModule, start: CoordinateMap = IMAGE) -> list[Coordinat
     gates computed from a global pooling, which lie nowhere.
 
     Raises:
-        ValueError: paths join that lie at different places.
+        ValueError: Paths join that lie at different places.
     """
     modules = dict(graph.named_modules())
     maps: dict[fx.Node, CoordinateMap | None] = {}

@@ -13,9 +13,9 @@ class InputSpec(BaseModel):
     """Channel order and normalisation, in units of 0..255.
 
     Attributes:
-        channel_order: the order in which the network sees the channels.
-        mean: subtracted from each channel, in that order.
-        std: divides each channel afterwards.
+        channel_order: The order in which the network sees the channels.
+        mean: Subtracted from each channel, in that order.
+        std: Divides each channel afterwards.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

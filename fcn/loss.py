@@ -24,7 +24,7 @@ def pixel_cross_entropy(
     Args:
         scores: ``N x C x H x W``; taken to float32, where half precision would overflow.
         labels: ``N x H x W`` integers, classes 0..C-1 or ``ignore_index``.
-        ignore_index: label of the pixels left out.
+        ignore_index: Label of the pixels left out.
         class_weights: C floats.
     """
     labels = labels.long()
@@ -44,7 +44,7 @@ def median_frequency_weights(class_pixels: Sequence[int]) -> Tensor:
     split.
 
     Raises:
-        ValueError: no class has a pixel.
+        ValueError: No class has a pixel.
     """
     pixels = torch.tensor(class_pixels, dtype=torch.float64)
     present = pixels > 0

@@ -1,9 +1,10 @@
 """The fully convolutional network of Long, Shelhamer and Darrell."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from fcn import geometry as places
 from fcn.geometry import CoordinateMap
@@ -16,11 +17,11 @@ class Fuse(nn.Module):
 
     Args:
         num_classes: C.
-        channels: channels of the finer map.
-        source: coordinate map of the coarse scores.
-        skip: coordinate map of the finer map.
-        replicate_border: see `Upscore`.
-        learnable: see `Upscore`.
+        channels: Channels of the finer map.
+        source: Coordinate map of the coarse scores.
+        skip: Coordinate map of the finer map.
+        replicate_border: See `Upscore`.
+        learnable: See `Upscore`.
     """
 
     def __init__(
@@ -58,20 +59,22 @@ class FCN(nn.Module):
     """A classifier cast fully convolutional, with skips to finer maps: FCN-32s, 16s, 8s.
 
     Args:
-        backbone: the classifier, a name of `fcn.trunks.TRUNKS`.
+        backbone: The classifier, a name of `fcn.trunks.TRUNKS`.
         num_classes: C, the channels of the scores.
-        stride: pixels between neighbouring cells of the finest fused map: 32, 16 or 8.
+        stride: Pixels between neighbouring cells of the finest fused map: 32, 16 or 8.
         geometry: "same" for any trunk; "reference" is that of the authors' released nets.
-        learnable_upsampling: train the kernels of the transposed convolutions. On PASCAL
+        learnable_upsampling: Train the kernels of the transposed convolutions. On PASCAL
             VOC the authors found no difference.
 
     Attributes:
-        coarsest: stride of the deepest map; windows that start at its multiples see the same
+        coarsest: Stride of the deepest map; windows that start at its multiples see the same
             grid as the whole image.
-        field: side in pixels of the square that a score depends on.
+        field: Side in pixels of the square that a score depends on.
+        sees_everything: a score depends on the whole image besides, through gates that pool
+            over all of it (squeeze and excitation).
 
     Raises:
-        ValueError: unknown backbone, a stride it lacks, or no class.
+        ValueError: Unknown backbone, a stride it lacks, or no class.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class FCN(nn.Module):
             place = fuse.map
         self.upscore = Upscore(num_classes, place, places.IMAGE, **options)
         self.field = self.upscore.map.field
+        self.sees_everything = any(isinstance(m, nn.AdaptiveAvgPool2d) for m in _used(self.trunk))
 
     def forward(self, image: Tensor) -> Tensor:
         """Scores ``N x C x H x W`` of a normalised image batch ``N x 3 x H x W``."""
@@ -115,6 +119,13 @@ class FCN(nn.Module):
         for fuse, pool in zip(self.fuse.values(), reversed(skips), strict=True):
             score = fuse(score, pool)  # 1/16, then 1/8
         return fit(self.upscore(score), self.upscore.crop, *image.shape[2:])  # 1/1
+
+
+def _used(trunk: fx.GraphModule) -> Iterator[nn.Module]:
+    """The modules that a traced trunk calls, with those inside them."""
+    for node in trunk.graph.nodes:
+        if node.op == "call_module":
+            yield from trunk.get_submodule(str(node.target)).modules()
 
 
 def score_layer(channels: int, num_classes: int) -> nn.Conv2d:

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +14,13 @@ from fcn.classes import Classes
 from fcn.device import Precision, autocast, find_device
 
 TILE_SIZE = 1024
-"""Side of the tiles that images above `MAX_WHOLE_PIXELS` are cut into."""
+"""Side in pixels of the tiles that larger images are cut into."""
 
 MAX_WHOLE_PIXELS = 4_000_000
-"""Images up to this size run whole: at 21 classes their scores take 340 MB."""
+"""Pixels of an image that runs whole; a ResNet's first maps then take a gigabyte."""
+
+MAX_SCORES = 84_000_000
+"""Pixels times classes of an image that runs whole: 336 MB of scores, 4 MP at 21 classes."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,8 @@ class Prediction:
     """What a model says of one image.
 
     Attributes:
-        label: class of every pixel, uint8 (uint16 above 256 classes) ``H x W``.
-        confidence: mean over the pixels of the winning class's probability.
+        label: Class of every pixel, uint8 (uint16 above 256 classes) ``H x W``.
+        confidence: Mean over the pixels of the winning class's probability.
     """
 
     label: np.ndarray
@@ -42,10 +46,12 @@ class Predictor:
         model: a trained model.
         device: "auto", "cpu", "cuda", "cuda:1".
         precision: "auto" is bfloat16 on a GPU and float32 on a CPU.
-        batch_size: images of equal size that run together; None is 1 on a CPU, 8 elsewhere.
-        tile_size: side of the tiles in pixels, rounded up to the network's stride; None
-            cuts only images above `MAX_WHOLE_PIXELS`. Tiles overlap by what the network
-            sees around a pixel, so that their labels are those of the whole image.
+        batch_size: Images of equal size that run together; None is 1 on a CPU, 8 elsewhere.
+        tile_size: Side of the tiles in pixels, rounded up to the network's stride; None
+            cuts only images above `MAX_WHOLE_PIXELS` or `MAX_SCORES`. Tiles overlap by
+            what the network sees around a pixel, so that their labels are those of the
+            whole image. A network that looks at the whole image at once (MobileNet's
+            gates) is never cut.
 
     Raises:
         DeviceError: a device this machine does not have.
@@ -72,6 +78,10 @@ class Predictor:
         """Classes of the label maps."""
         return self.model.classes
 
+    @property
+    def _dtype(self) -> type[np.integer[Any]]:
+        return np.uint8 if len(self.classes) <= 256 else np.uint16
+
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Label maps ``H x W`` of RGB images uint8 ``H x W x 3``, in their order."""
         return [prediction.label for prediction in self.predict(images)]
@@ -80,7 +90,7 @@ class Predictor:
         """Label maps and confidences of RGB images uint8 ``H x W x 3``, in their order.
 
         Raises:
-            ValueError: an array that is no such image.
+            ValueError: An array that is no such image.
         """
         for image in images:
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
@@ -99,14 +109,17 @@ class Predictor:
 
     def _tile(self, height: int, width: int) -> int | None:
         """Side of the tiles of an image; None if it runs whole."""
+        if self.net.sees_everything:
+            return None
         if self.tile_size is None:
-            return TILE_SIZE if height * width > MAX_WHOLE_PIXELS else None
+            pixels = height * width
+            large = pixels > MAX_WHOLE_PIXELS or pixels * len(self.classes) > MAX_SCORES
+            return TILE_SIZE if large else None
         return self.tile_size if max(height, width) > self.tile_size else None
 
     def _run(self, pixels: np.ndarray) -> list[Prediction]:
         labels, confidence = self._score(pixels)
-        dtype = np.uint8 if len(self.classes) <= 256 else np.uint16
-        maps = labels.cpu().numpy().astype(dtype)
+        maps = labels.cpu().numpy().astype(self._dtype)
         means = confidence.mean(dim=(1, 2), dtype=torch.float64).tolist()
         return [Prediction(label, mean) for label, mean in zip(maps, means, strict=True)]
 
@@ -115,7 +128,7 @@ class Predictor:
         _, height, width, _ = pixels.shape
         step = self.net.coarsest
         tile, margin = (-(-n // step) * step for n in (tile, self.net.field // 2 + 1))
-        label = np.empty((height, width), np.uint8 if len(self.classes) <= 256 else np.uint16)
+        label = np.empty((height, width), self._dtype)
         total = 0.0
         for top, left in itertools.product(range(0, height, tile), range(0, width, tile)):
             y, x = max(0, top - margin), max(0, left - margin)

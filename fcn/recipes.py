@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -56,14 +56,16 @@ class TrainConfig(BaseModel):
     evaluate_every: int = Field(
         5, ge=1, description="Epochs between evaluations on the val split; the last always is."
     )
-    device: str = Field(
+    device: Device = Field(
         "auto", description='"auto" (GPU if there is one), "cpu", "cuda", "cuda:1".'
     )
     precision: Precision = Field("auto", description="auto is bf16 on a GPU, fp32 on a CPU.")
     num_workers: int = Field(
         1, ge=0, description="Processes that decode and augment; 0 does it in the training process."
     )
-    seed: int = Field(0, ge=0, description="Seed of the weights, the order and the augmentation.")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="Seed of the weights, the order and the augmentation."
+    )
     resume: bool = Field(
         True, description="Go on from the state in the run's folder; otherwise start over."
     )
@@ -75,20 +77,28 @@ class TrainConfig(BaseModel):
             raise ValueError(f"{self.backbone} has strides {strides}, not {self.stride}")
         return self
 
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide the weights, as JSON: two runs that share them are the same.
+
+        Where it runs, how often it is scored, and where `init` was read from are left out.
+        """
+        left_out = {"device", "num_workers", "resume", "evaluate_every", "init"}
+        return self.model_dump(mode="json", exclude=left_out)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Optimizer, schedule and augmentation that belong together.
 
     Attributes:
-        learning_rate: peak learning rate of a mean loss.
-        pretrained_rate: factor on the learning rate of transplanted layers.
-        stage_rate: factor on the learning rate for each stage from a coarser FCN.
-        weight_decay: of weights; biases and normalisations have none.
-        bias_rate: factor on the learning rate of biases.
-        warmup: share of the steps over which the learning rate rises.
-        power: of the polynomial decay; 0 keeps the learning rate.
-        augment: vary scale, side and colours.
+        learning_rate: Peak learning rate of a mean loss.
+        pretrained_rate: Factor on the learning rate of transplanted layers.
+        stage_rate: Factor on the learning rate for each stage from a coarser FCN.
+        weight_decay: Of weights; biases and normalisations have none.
+        bias_rate: Factor on the learning rate of biases.
+        warmup: Share of the steps over which the learning rate rises.
+        power: Of the polynomial decay; 0 keeps the learning rate.
+        augment: Vary scale, side and colours.
     """
 
     optimizer: Literal["sgd", "adamw"]
@@ -146,10 +156,10 @@ def make_optimizer(
     """The recipe's optimizer; biases and normalisations (one-dimensional) have no decay.
 
     Args:
-        net: the network.
-        recipe: its optimizer, factors and decay.
-        learning_rate: peak rate of new layers' weights.
-        pretrained: names of the parameters at the recipe's rate for pretrained ones.
+        net: The network.
+        recipe: Its optimizer, factors and decay.
+        learning_rate: Peak rate of new layers' weights.
+        pretrained: Names of the parameters at the recipe's rate for pretrained ones.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():

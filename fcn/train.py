@@ -30,6 +30,9 @@ from fcn.masks import decode_mask
 from fcn.recipes import RECIPES, TrainConfig, make_optimizer
 from fcn.weights import Transplant
 
+_ORDER, _SAMPLE, _DROPOUT = range(3)
+"""What random numbers are drawn for; see `_mix`."""
+
 
 class Labelled(Protocol):
     """An image and its label map, as bytes."""
@@ -52,14 +55,14 @@ class Step:
     """What one step did.
 
     Attributes:
-        step: number of the step, from 1.
-        epoch: passes over the samples completed after it.
-        loss: mean cross-entropy of the batch.
-        learning_rate: peak group's rate in this step.
-        num_images: images in the batch.
-        seconds: time of the whole step.
-        waited: part of it that the network waited for its batch.
-        ends_epoch: the step is the last to begin in its epoch.
+        step: Number of the step, from 1.
+        epoch: Passes over the samples completed after it.
+        loss: Mean cross-entropy of the batch.
+        learning_rate: Peak group's rate in this step.
+        num_images: Images in the batch.
+        seconds: Time of the whole step.
+        waited: Part of it that the network waited for its batch.
+        ends_epoch: The step is the last to begin in its epoch.
     """
 
     step: int
@@ -76,17 +79,17 @@ class Trainer:
     """Trains a model on labelled samples.
 
     Args:
-        model: the model; its network is changed in place.
-        samples: training samples in random access; picklable if ``config.num_workers`` > 0.
-        config: how to train.
-        class_pixels: pixels of each class in the samples, for class weights.
-        transplant: where the first weights came from, which decides their learning rates.
-        state: bytes of an earlier `state` of the same training, to go on from there.
+        model: The model; its network is changed in place.
+        samples: Training samples in random access; picklable if ``config.num_workers`` > 0.
+        config: How to train.
+        class_pixels: Pixels of each class in the samples, for class weights.
+        transplant: Where the first weights came from, which decides their learning rates.
+        state: Bytes of an earlier `state` of the same training, to go on from there.
 
     Raises:
         CheckpointError: ``state`` is of another training.
         DeviceError: a device this machine does not have.
-        ValueError: no sample.
+        ValueError: No sample.
     """
 
     def __init__(
@@ -101,7 +104,7 @@ class Trainer:
     ) -> None:
         if not len(samples):
             raise ValueError("the training split has no sample")
-        self.model, self.config = model, config
+        self.model, self.config, self._transplant = model, config, transplant
         self.recipe = RECIPES[config.recipe]
         self.device = find_device(config.device)
         self.num_samples = len(samples)
@@ -131,7 +134,7 @@ class Trainer:
         Between two steps the trainer rests: `state` may be taken and the model used.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: The loss is not finite.
         """
         batches = iter(self._loader())
         while self.step < self.num_steps:
@@ -163,7 +166,12 @@ class Trainer:
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        return save_tensors(tensors, {"step": str(self.step), "training": self._digest})
+        metadata = {
+            "step": str(self.step),
+            "training": self._digest,
+            "transplant": self._transplant.model_dump_json(),
+        }
+        return save_tensors(tensors, metadata)
 
     def _restore(self, state: bytes) -> None:
         tensors, metadata = read_safetensors(state)
@@ -186,7 +194,7 @@ class Trainer:
 
     def _update(self, images: Tensor, labels: Tensor, factor: float) -> float:
         """One step of the optimizer; the loss before it."""
-        torch.manual_seed(_mix(self.config.seed, self.step))
+        torch.manual_seed(_mix(_DROPOUT, self.config.seed, self.step))
         self.net.train()
         pixels = images.to(self.device, non_blocking=True)
         inputs = self.model.input.normalise(pixels).contiguous(memory_format=torch.channels_last)
@@ -230,7 +238,7 @@ class Trainer:
 
     def _stream(self) -> Iterator[tuple[int, int]]:
         for epoch in range(self.config.epochs):
-            generator = torch.Generator().manual_seed(_mix(self.config.seed, epoch, 0))
+            generator = torch.Generator().manual_seed(_mix(_ORDER, self.config.seed, epoch))
             order = torch.randperm(self.num_samples, generator=generator).tolist()
             yield from ((epoch, sample) for sample in order)
 
@@ -250,7 +258,7 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
         sample = self.samples[index]
         image = torch.from_numpy(decode_image(sample.image).pixels).permute(2, 0, 1)
         label = torch.from_numpy(decode_mask(sample.label).astype(np.int64))
-        generator = torch.Generator().manual_seed(_mix(self.seed, epoch, 1 + index))
+        generator = torch.Generator().manual_seed(_mix(_SAMPLE, self.seed, epoch, index))
         return self.augment(image, label, generator)
 
     def collate(self, batch: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -266,6 +274,19 @@ class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
         return torch.stack(images), torch.stack(labels)
 
 
+def transplant_of(state: bytes) -> Transplant:
+    """Where the first weights of a training came from, read off its state.
+
+    Raises:
+        CheckpointError: The bytes are no state of a training.
+    """
+    _, metadata = read_safetensors(state)
+    try:
+        return Transplant.model_validate_json(metadata["transplant"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"not the state of a training: {error}") from error
+
+
 def num_stages(stride: int, from_stride: int | None) -> int:
     """Stages of the paper's staged training between two strides: 32s to 8s is two."""
     if from_stride is None or from_stride <= stride:
@@ -275,14 +296,14 @@ def num_stages(stride: int, from_stride: int | None) -> int:
 
 def training_digest(model: Model, config: TrainConfig, num_samples: int) -> str:
     """Digest of all that a state must share with the training that takes it up."""
-    kept = config.model_dump(mode="json", exclude={"device", "num_workers", "resume"})
-    facts = [kept, model.classes.to_json(), model.classes.ignore_index, num_samples]
+    facts = [config.decisive(), model.classes.to_json(), model.classes.ignore_index, num_samples]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _mix(*numbers: int) -> int:
-    """A seed that differs for any two tuples of numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+def _mix(purpose: int, *numbers: int) -> int:
+    """A seed of its own for each purpose and place, of numbers below 2**32."""
+    sequence = np.random.SeedSequence(numbers, spawn_key=(purpose,))
+    return int(sequence.generate_state(1, np.uint64)[0] >> 1)
 
 
 def _beside(value: Tensor, parameter: Tensor) -> Tensor:

@@ -25,10 +25,10 @@ class Trunk:
     """One row of the table.
 
     Attributes:
-        nodes: stride to the name of the classifier's node that ends that stride, finest
+        nodes: Stride to the name of the classifier's node that ends that stride, finest
             first. The last one feeds the head.
-        head: makes the layers between the last node and the scores.
-        weights: name of torchvision's weights.
+        head: Makes the layers between the last node and the scores.
+        weights: Name of torchvision's weights.
     """
 
     nodes: Mapping[int, str]
@@ -43,7 +43,7 @@ def convolutionalise(linear: nn.Linear, grid: int) -> nn.Conv2d:
     convolution without padding gives the linear layer's outputs.
 
     Raises:
-        ValueError: the inputs of ``linear`` are no multiple of ``grid * grid``.
+        ValueError: The inputs of ``linear`` are no multiple of ``grid * grid``.
     """
     channels, rest = divmod(linear.in_features, grid * grid)
     if rest:
@@ -147,13 +147,13 @@ def build(backbone: str, stride: int, geometry: Geometry) -> tuple[fx.GraphModul
 
     Args:
         backbone: a name of `TRUNKS`.
-        stride: the finest stride whose map is returned.
+        stride: The finest stride whose map is returned.
         geometry: "same" centres every window, so that a map of any image has
             ``ceil(size / stride)`` cells; "reference" keeps the classifier's paddings but for
             100 around the image, as the authors' networks do.
 
     Raises:
-        ValueError: an unknown backbone, a stride it does not have, or the reference geometry
+        ValueError: An unknown backbone, a stride it does not have, or the reference geometry
             of a trunk that the authors did not release.
     """
     if backbone not in TRUNKS:

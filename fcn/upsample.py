@@ -27,11 +27,11 @@ class Upscore(nn.Module):
 
     Args:
         num_classes: C, the channels of the score map.
-        source: coordinate map of the scores.
-        target: coordinate map of the grid to reach; finer than ``source``.
-        replicate_border: repeat the outermost scores by one cell before upsampling, so that
+        source: Coordinate map of the scores.
+        target: Coordinate map of the grid to reach; finer than ``source``.
+        replicate_border: Repeat the outermost scores by one cell before upsampling, so that
             they do not fade towards the border of the image.
-        learnable: train the kernels.
+        learnable: Train the kernels.
 
     Raises:
         ValueError: ``target`` is not finer than ``source`` by a whole factor.

@@ -2,12 +2,13 @@
 
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torchvision
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from fcn.checkpoint import load
@@ -18,18 +19,22 @@ from fcn.model import FCN
 from fcn.trunks import TRUNKS, convolutionalise
 
 MAX_NPZ_BYTES = 4 << 30
+"""Limit on what an ``.npz`` unpacks to; the largest trunk has a seventh of it."""
+
+_ZIP = b"PK\x03\x04"
 
 
-@dataclass(frozen=True)
-class Transplant:
+class Transplant(BaseModel):
     """What a transplant did.
 
     Attributes:
-        input: the input that the transplanted weights want.
-        copied: names of the weights now equal to the source's.
-        left: names of the weights that the source does not have.
-        from_stride: stride of the FCN the weights came from; None for a classifier.
+        input: The input that the transplanted weights want.
+        copied: Names of the weights now equal to the source's.
+        left: Names of the weights that the source does not have.
+        from_stride: Stride of the FCN the weights came from; None for a classifier.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     input: InputSpec
     copied: tuple[str, ...] = ()
@@ -43,27 +48,27 @@ def transplant(
     """Give a network its first weights.
 
     Args:
-        net: the network, changed in place.
+        net: The network, changed in place.
         init: "none" keeps the random start; "imagenet" takes torchvision's weights of the
             backbone; anything else names a file that ``read`` can read: a model of ours
             with the same backbone and classes (a coarser stride, for staged training), or
             SqueezeNet's ImageNet weights as ``.npz``.
-        classes: the classes to be trained, compared with those of a model of ours.
-        read: gives the bytes of a named file.
+        classes: The classes to be trained, compared with those of a model of ours.
+        read: Gives the bytes of a named file.
 
     Raises:
-        CheckpointError: the file holds no such weights, or weights of other shapes, another
+        CheckpointError: The file holds no such weights, or weights of other shapes, another
             backbone or other classes.
         ValueError: a file is named but ``read`` is not given.
     """
     if init == "none":
-        return Transplant(TORCHVISION, left=tuple(net.state_dict()))
+        return Transplant(input=TORCHVISION, left=tuple(net.state_dict()))
     if init == "imagenet":
         return _from_imagenet(net)
     if read is None:
         raise ValueError(f"init={init!r} names a file, but no way to read one was given")
     data = read(init)
-    if data[:4] == b"PK\x03\x04":
+    if data[:4] == _ZIP:
         return _copy(net, _squeezenet(net, data), CAFFE)
     return _from_model(net, data, classes)
 
@@ -71,7 +76,13 @@ def transplant(
 def _from_imagenet(net: FCN) -> Transplant:
     """Torchvision's classifier weights, its Linear layers reshaped to convolutions."""
     weights = torchvision.models.get_weight(TRUNKS[net.backbone].weights)
-    state = weights.get_state_dict(progress=False, check_hash=True)
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"torchvision's ImageNet weights of {net.backbone} cannot be had from {weights.url}: "
+            f"{error}; give init='none', or a file"
+        ) from error
     tensors = {f"trunk.{name}": tensor for name, tensor in state.items()}
     for layer, old in (("fc6", "classifier.0"), ("fc7", "classifier.3")):
         if hasattr(net.head, layer):
@@ -100,7 +111,7 @@ def _from_model(net: FCN, data: bytes, classes: Classes) -> Transplant:
     if source.net.stride == net.stride:
         tensors = source.net.state_dict()
     done = _copy(net, tensors, source.input)
-    return Transplant(done.input, done.copied, done.left, source.net.stride)
+    return done.model_copy(update={"from_stride": source.net.stride})
 
 
 def _copy(net: FCN, tensors: Mapping[str, Tensor], spec: InputSpec) -> Transplant:
@@ -121,7 +132,7 @@ def _copy(net: FCN, tensors: Mapping[str, Tensor], spec: InputSpec) -> Transplan
             f"init lacks {len(missing)} of the weights of {net.backbone}, first {missing[0]}"
         )
     net.load_state_dict({name: tensors[name] for name in copied}, strict=False)
-    return Transplant(spec, copied, left)
+    return Transplant(input=spec, copied=copied, left=left)
 
 
 def _squeezenet(net: FCN, data: bytes) -> dict[str, Tensor]:
@@ -134,6 +145,8 @@ def _squeezenet(net: FCN, data: bytes) -> dict[str, Tensor]:
         caffe = _caffe_name(name)
         if caffe not in arrays:
             raise CheckpointError(f"the .npz has no {caffe!r}; it holds {sorted(arrays)[:4]} …")
+        if arrays[caffe].dtype.kind != "f":
+            raise CheckpointError(f"{caffe!r} of the .npz holds {arrays[caffe].dtype}, not floats")
         tensors[f"trunk.{name}"] = torch.from_numpy(arrays[caffe].astype(np.float32))
     return tensors
 
@@ -155,12 +168,29 @@ def _arrays(data: bytes) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
+            others = [name for name in archive.namelist() if not name.endswith(".npy")]
+        if others:
+            raise CheckpointError(
+                f"a zip file with {others[0]!r} in it; expected an .npz of arrays or a "
+                "model.safetensors (PyTorch's own .pth files are pickles and are not read)"
+            )
         if size > MAX_NPZ_BYTES:
             raise CheckpointError(f"the .npz unpacks to {size:,} bytes, above {MAX_NPZ_BYTES:,}")
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
+    except _NPZ_ERRORS as error:
         raise CheckpointError(f"not a readable .npz file: {error}") from error
+
+
+_NPZ_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    ValueError,
+    EOFError,
+    OSError,
+    MemoryError,
+    RuntimeError,  # an encrypted archive; NotImplementedError, an unknown compression
+)
 
 
 def _some(classes: Classes) -> str:

@@ -1,7 +1,6 @@
 """The flow that does it all: ingest, train, evaluate, predict."""
 
 from prefect import flow
-from tasks.predict import PredictConfig
 
 from fcn.recipes import TrainConfig
 from flows.evaluate import evaluate
@@ -12,6 +11,7 @@ from tasks.evaluate import EvaluateConfig, evaluation_split
 from tasks.ingest import IngestConfig
 from tasks.layouts import Layout
 from tasks.pipeline import PipelineSummary, Places, run_name
+from tasks.predict import PredictConfig
 
 
 @flow(name="pipeline", flow_run_name=run_name)
@@ -28,8 +28,8 @@ def pipeline(
 ) -> PipelineSummary:
     """From labelled images to masks of a whole collection: ingest, train, evaluate, predict.
 
-    Each step is a flow of its own and skips what is done already, so that the same call again
-    goes on where a stopped one left off.
+    Each step is a flow of its own. The same call again goes on where a stopped one left off:
+    it trains and segments only what is missing, after the source was audited again.
 
     Args:
         source_url: Labelled images and masks to learn from.

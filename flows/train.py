@@ -17,8 +17,8 @@ def train(
     """Train a fully convolutional network on a dataset, and report how good it is.
 
     The same call again goes on where a stopped or killed run left off, to the same weights
-    bit for bit on a CPU, and does nothing when the model is there. A run_url belongs to one
-    configuration and one dataset; any other is refused.
+    bit for bit on a CPU; when the model is there it is only scored anew. A run_url belongs to
+    one configuration and one dataset; any other is refused.
 
     Args:
         dataset_url: A dataset that ingest made.

@@ -41,10 +41,10 @@ class PipelineSummary:
     """What a pipeline made.
 
     Attributes:
-        model_url: the trained model.
-        output_url: the masks.
-        evaluation: its scores.
-        prediction: how the prediction went.
+        model_url: The trained model.
+        output_url: The masks.
+        evaluation: Its scores.
+        prediction: How the prediction went.
     """
 
     model_url: str

@@ -33,7 +33,7 @@ class Run:
     """The place of one training run.
 
     Attributes:
-        url: where the run is kept.
+        url: Where the run is kept.
     """
 
     url: str
@@ -86,7 +86,7 @@ def claim(run_url: str, info: DatasetInfo, config: TrainConfig) -> Run:
     """Take a run_url for these settings on this dataset, or find it taken by the very same.
 
     Raises:
-        RunError: another configuration or dataset is at ``run_url``.
+        RunError: Another configuration or dataset is at ``run_url``.
         StoreError: ``run_url`` cannot be written.
     """
     stores.require_writable(run_url)
@@ -118,5 +118,8 @@ def _read_settings(url: str) -> dict[str, Any]:
 
 def run_settings(info: DatasetInfo, config: TrainConfig) -> dict[str, Any]:
     """What makes two trainings the same: settings that decide the weights, and the data."""
-    settings = config.model_dump(mode="json", exclude={"device", "num_workers", "resume"})
-    return {**settings, "init": stores.redact(config.init), "dataset": info.digest}
+    return {
+        **config.decisive(),
+        "init": stores.redact(config.init),
+        "dataset": info.digest,
+    }

@@ -15,7 +15,7 @@ from fcn.metrics import Scores
 from fcn.model import FCN
 from fcn.predict import Predictor
 from fcn.recipes import TrainConfig
-from fcn.train import Step, Trainer
+from fcn.train import Step, Trainer, transplant_of
 from fcn.weights import transplant
 from tasks import stores
 from tasks.artifacts import Progress
@@ -69,14 +69,18 @@ def make_trainer(info: DatasetInfo, samples: Samples, run: Run, config: TrainCon
         config.stride,
         learnable_upsampling=config.learnable_upsampling,
     )
-    first = transplant(net, config.init, info.classes, stores.read_bytes)
+    state = run.read_state()
+    if state is None:
+        first = transplant(net, config.init, info.classes, stores.read_bytes)
+    else:
+        first = transplant_of(state)
     return Trainer(
         Model(net, info.classes, first.input),
         samples,
         config,
         class_pixels=info.splits["train"].class_pixels,
         transplant=first,
-        state=run.read_state(),
+        state=state,
     )
 
 
@@ -203,11 +207,11 @@ class TrainSummary:
     """What a training run left.
 
     Attributes:
-        model_url: the model.
-        report_url: the report, an HTML page.
-        split: the split that the figures are of.
-        mean_iu: over the classes that occur.
-        pixel_accuracy: share of the right pixels.
+        model_url: The model.
+        report_url: The report, an HTML page.
+        split: The split that the figures are of.
+        mean_iu: Over the classes that occur.
+        pixel_accuracy: Share of the right pixels.
     """
 
     model_url: str

@@ -19,8 +19,12 @@ def model(backbone: str = "resnet18", num_classes: int = 2, stride: int = 8) -> 
     net = fcn.FCN(backbone, num_classes, stride)
     for fuse in [net.score_fr, *(fuse.score_pool for fuse in net.fuse.values())]:
         torch.nn.init.normal_(fuse.weight)  # type: ignore[arg-type]
-    classes = CLASSES if num_classes == 2 else fcn.Classes.named(map(str, range(num_classes)))
+    classes = CLASSES if num_classes == 2 else named(num_classes)
     return fcn.Model(net, classes, TORCHVISION)
+
+
+def named(num_classes: int) -> fcn.Classes:
+    return fcn.Classes.named(map(str, range(num_classes)), 255 if num_classes < 256 else 65535)
 
 
 def images(rng: np.random.Generator) -> list[np.ndarray]:
@@ -86,6 +90,20 @@ def test_large_images_are_tiled_without_being_asked(rng: np.random.Generator) ->
     assert label.shape == (1700, 2400)
     assert len(seen) == 6
     assert max(max(size) for size in seen) < 1024 + 2 * 256
+
+
+def test_many_classes_make_an_image_large(rng: np.random.Generator) -> None:
+    image = rng.integers(0, 256, (600, 700, 3), np.uint8)
+    predictor = Predictor(model("squeezenet1_1", 300))
+    assert predictor._tile(*image.shape[:2]) == 1024
+    assert Predictor(model("squeezenet1_1", 3))._tile(*image.shape[:2]) is None
+
+
+def test_a_network_that_sees_everything_is_never_cut(rng: np.random.Generator) -> None:
+    image = rng.integers(0, 256, (200, 300, 3), np.uint8)
+    trained = model("mobilenet_v3_large")
+    whole, tiled = Predictor(trained), Predictor(trained, tile_size=96)
+    assert np.array_equal(whole([image])[0], tiled([image])[0])
 
 
 def test_real_photographs_tile_exactly(camvid_dir: Path) -> None:

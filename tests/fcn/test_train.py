@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save
 
 from fcn.checkpoint import Model
 from fcn.errors import CheckpointError, TrainingError
@@ -14,7 +15,7 @@ from fcn.metrics import Scores
 from fcn.model import FCN
 from fcn.predict import Predictor
 from fcn.recipes import RECIPES, TrainConfig, make_optimizer
-from fcn.train import Step, Trainer, num_stages
+from fcn.train import Step, Trainer, num_stages, transplant_of
 from fcn.weights import Transplant
 from tests.fcn.scenes import CLASSES, Pair, squares
 
@@ -32,7 +33,10 @@ def trainer(
 ) -> Trainer:
     torch.manual_seed(config.seed)
     net = FCN(config.backbone, len(CLASSES), config.stride)
-    options: dict[str, Any] = {"class_pixels": [900, 400], "transplant": Transplant(TORCHVISION)}
+    options: dict[str, Any] = {
+        "class_pixels": [900, 400],
+        "transplant": Transplant(input=TORCHVISION),
+    }
     return Trainer(
         Model(net, CLASSES, TORCHVISION), samples, config, state=state, **(options | changes)
     )
@@ -131,6 +135,20 @@ def test_a_state_of_another_training_is_refused() -> None:
         trainer(settings(), squares(5), state)
 
 
+def test_a_state_knows_where_the_first_weights_came_from() -> None:
+    first = Transplant(input=TORCHVISION, copied=("score_fr.weight",), from_stride=16)
+    state = trainer(settings(), squares(4), transplant=first).state()
+    assert transplant_of(state) == first
+    with pytest.raises(CheckpointError, match="not the state of a training"):
+        transplant_of(save({"weight": torch.zeros(1)}))
+
+
+def test_what_does_not_decide_the_weights_may_change_between_states() -> None:
+    samples = squares(4)
+    state = trainer(settings(), samples).state()
+    trainer(settings(evaluate_every=7, num_workers=1, init="elsewhere"), samples, state)
+
+
 def test_a_loss_that_is_not_finite_stops_the_training() -> None:
     training = trainer(settings(learning_rate=1e30, recipe="reference"), squares(6))
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d+; .*below 1e\+30"):
@@ -170,7 +188,7 @@ def test_reference_recipe_doubles_the_rate_of_biases_and_spares_them_decay() -> 
 def test_a_stage_divides_the_learning_rate_by_a_hundred() -> None:
     rates = []
     for from_stride in (None, 16):
-        transplant = Transplant(TORCHVISION, from_stride=from_stride)
+        transplant = Transplant(input=TORCHVISION, from_stride=from_stride)
         config = settings(recipe="reference", epochs=1)
         (step, *_) = trainer(config, squares(3), transplant=transplant).run()
         rates.append(step.learning_rate)

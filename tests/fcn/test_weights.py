@@ -97,3 +97,20 @@ def test_squeezenet_of_imagenet_is_copied_whole(squeezenet_npz: Path) -> None:
     arrays = np.load(squeezenet_npz)
     expected = torch.from_numpy(arrays["fire9/expand3x3.weight"])
     assert torch.equal(net.trunk.state_dict()["features.12.expand3x3.weight"], expected)
+
+
+def test_a_pytorch_file_is_named_as_what_it_is() -> None:
+    file = io.BytesIO()
+    torch.save({"weight": torch.zeros(2)}, file)
+    with pytest.raises(CheckpointError, match=r"PyTorch's own \.pth files are pickles"):
+        transplant(fcn.FCN("squeezenet1_1", 2), "x", CLASSES, reader(file.getvalue()))
+
+
+def test_weights_that_cannot_be_downloaded_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real download, through a proxy that nobody serves."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("TORCH_HOME", "/nonexistent/torch")
+    with pytest.raises(CheckpointError, match=r"squeezenet1_1 cannot be had .* give init='none'"):
+        transplant(fcn.FCN("squeezenet1_1", 2), "imagenet", CLASSES)

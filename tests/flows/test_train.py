@@ -86,14 +86,13 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
     url = dataset(tmp_path)
     config = settings(epochs=8)
     train(url, str(tmp_path / "whole"), config)
-    command = [
-        sys.executable, "-c",
+    script = (
         "from flows.train import train, TrainConfig\n"
         f"train({url!r}, {str(tmp_path / 'killed')!r}, "
-        f"TrainConfig.model_validate_json({config.model_dump_json()!r}))",
-    ]  # fmt: skip
+        f"TrainConfig.model_validate_json({config.model_dump_json()!r}))"
+    )
     state = tmp_path / "killed" / "state" / "state.safetensors"
-    process = subprocess.Popen(command, start_new_session=True)
+    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
     deadline = time.monotonic() + 120
     while not state.exists():
         assert process.poll() is None, "the training ended before it could be killed"
@@ -169,7 +168,7 @@ def test_a_corrupt_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="none.safetensors"):
+    with pytest.raises(StoreError, match=r"none\.safetensors"):
         evaluate(dataset(tmp_path), str(tmp_path / "none.safetensors"), str(tmp_path / "report"))
 
 

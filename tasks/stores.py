@@ -49,8 +49,11 @@ __all__ = [
 ]
 
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*)://")
-_QUERY_IS_NAME = {"s3", "s3a", "gs", "gcs", "memory", "az", "abfs", "abfss"}
-_USER_IS_NAME = {"abfs", "abfss"}  # abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…
+_ARCHIVES = {"zip", "tar", "libarchive"}  # zip://MEMBER::URL-OF-THE-ARCHIVE
+_QUERY_IS_NAME = {"s3", "s3a", "gs", "gcs", "memory", "az", "abfs", "abfss", *_ARCHIVES}
+_USER_IS_NAME = {"abfs", "abfss", *_ARCHIVES}  # abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…
+_LINK = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.\-]*://)")
+_CACHE = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*::")  # simplecache::URL
 _URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]+")
 _LASTING = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG),
@@ -94,8 +97,15 @@ def local_path(url: str) -> Path | None:
 
 def redact(url: str) -> str:
     """``url`` without user name, password and query string: fit for a log or a table."""
+    if local_path(url) is not None:
+        return url
+    links = _LINK.split(url) if _is_chain(url) else [url]
+    return "::".join(map(_redact_link, links))
+
+
+def _redact_link(url: str) -> str:
     match = _SCHEME.match(url)
-    if not match or local_path(url) is not None:
+    if not match:
         return url
     scheme = match["scheme"]
     if scheme in _QUERY_IS_NAME:  # there, "?" and "#" are characters of a key like any other
@@ -120,7 +130,7 @@ def filesystem(url: str) -> tuple[Any, str]:
         return LocalFileSystem(), str(path)
     with _explained(url, "open"):
         match = _SCHEME.match(url)
-        if not match:  # a chain, such as simplecache::s3://bucket/x
+        if not match or _is_chain(url):
             fs, chained = url_to_fs(url, use_listings_cache=False)
             return fs, str(chained)
         store = get_filesystem_class(match["scheme"])
@@ -310,6 +320,13 @@ def is_transient(error: BaseException) -> bool:
         return False
     package = type(error).__module__.partition(".")[0]
     return package in {"aiohttp", "botocore", "aiobotocore", "gcsfs", "azure", "fsspec"}
+
+
+def _is_chain(url: str) -> bool:
+    """Whether fsspec is to go through several stores; ``::`` may be in a name, too."""
+    match = _SCHEME.match(url)
+    in_archive = match is not None and match["scheme"] in _ARCHIVES and "::" in url
+    return in_archive or bool(_LINK.search(url) or _CACHE.match(url))
 
 
 def _explained_entries(entries: Iterator[Entry], url: str) -> Iterator[Entry]:

@@ -1,10 +1,12 @@
 """Objects are listed in order, read, and written whole or not at all, on every store."""
 
 import errno
+import io
 import multiprocessing
 import os
 import threading
 import uuid
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.server import HTTPServer, SimpleHTTPRequestHandler
@@ -308,11 +310,33 @@ def test_unknown_scheme_says_so() -> None:
             "abfss://box@account.dfs.core.windows.net/x",
         ),
         ("/data/what?/a@b.jpg", "/data/what?/a@b.jpg"),
+        ("simplecache::https://me:secret@host/x?sig=secret", "simplecache::https://host/x"),
+        ("zip://a?@b.png::https://me:secret@host/x.zip", "zip://a?@b.png::https://host/x.zip"),
+        (
+            "zip://a.png::simplecache::s3://key:secret@bucket/x.zip",
+            "zip://a.png::simplecache::s3://bucket/x.zip",
+        ),
+        ("zip://a::b.png::/data/x@y.zip", "zip://a::b.png::/data/x@y.zip"),
+        ("https://me:secret@host/a::b?sig=secret", "https://host/a::b"),
+        ("s3://bucket/two::colons@x.jpg", "s3://bucket/two::colons@x.jpg"),
         ("file:///data/x?y", "file:///data/x?y"),
     ],
 )
 def test_redact_drops_credentials_and_nothing_else(url: str, shown: str) -> None:
     assert stores.redact(url) == shown
+
+
+def test_chains_are_read_through_every_store(prefix: str) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("sub/a.txt", b"in the archive")
+    place = stores.join(prefix, "x.zip")
+    stores.write_bytes(place, archive.getvalue())
+
+    assert stores.read_bytes(f"zip://sub/a.txt::{place}") == b"in the archive"
+    assert stores.read_bytes(f"simplecache::{place}") == archive.getvalue()
+    with pytest.raises(StoreError, match=r"cannot read zip://b\.txt::.*x\.zip: nothing there"):
+        stores.read_bytes(f"zip://b.txt::{place}")
 
 
 def test_errors_show_no_credentials() -> None:

@@ -26,6 +26,7 @@ from prefect.context import SyncClientContext
 from prefect.exceptions import MissingContextError, PrefectException
 from prefect.logging import get_logger, get_run_logger
 
+from tasks import terminal
 from tasks.markdown import image as image_markdown
 
 __all__ = ["Progress", "artifact_key", "image_markdown", "publish_markdown", "publish_table"]
@@ -71,7 +72,7 @@ class Progress:
 
     The page then reads ``Training: 1,234 of 10,000 images, 52.1 images/s, 2 min 48 s left;
     loss 0.412``. `advance` may be called from several threads, at any rate; the server
-    hears at most once per ``interval``.
+    hears at most once per ``interval``. On a terminal the same stands below a bar.
 
     Args:
         key: Made acceptable by `artifact_key`.
@@ -105,9 +106,11 @@ class Progress:
         self._id: UUID | None = None
         self._client: SyncPrefectClient | None = None
         self._open = ExitStack()
+        self._bar = terminal.Bar()
 
     def __enter__(self) -> Self:
         self._start = self._last = time.monotonic()
+        self._open.enter_context(self._bar)
         # The run's own client: one that Prefect made for another thread would never be closed.
         self._client = self._open.enter_context(SyncClientContext.get_or_create()).client
         self._id = _attempt(self._create, self._key)
@@ -147,6 +150,7 @@ class Progress:
         return cast("UUID", create_progress_artifact(self._percent, self._key, self._text()))
 
     def _update(self) -> None:
+        self._bar.show(self._percent, self._text())
         client, artifact_id = self._client, self._id
         if client is not None and artifact_id is not None:
             update = ArtifactUpdate(data=self._percent, description=self._text())

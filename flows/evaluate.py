@@ -6,6 +6,7 @@ from tasks.dataset import read_info
 from tasks.evaluate import (
     EvaluateConfig,
     EvaluateSummary,
+    claim_report,
     report_evaluation,
     run_name,
     score_split,
@@ -42,5 +43,6 @@ def evaluate(
         StoreError: something cannot be read or written.
     """
     info = read_info(dataset_url)
+    claim_report(report_url)
     evaluation = score_split(info, model_url, split, config)
     return report_evaluation(evaluation, info, report_url)

@@ -89,6 +89,17 @@ class EvaluateSummary:
     report_url: str
 
 
+@task(task_run_name="claim the report's place", cache_policy=NO_CACHE)
+def claim_report(report_url: str) -> None:
+    """Make sure that a report can be written, before anything is scored.
+
+    Raises:
+        StoreError: ``report_url`` holds credentials, or cannot be written.
+    """
+    stores.require_no_credentials(report_url)
+    stores.require_writable(report_url)
+
+
 @task(task_run_name="score on {split}", cache_policy=NO_CACHE, persist_result=False)
 def score_split(
     info: DatasetInfo, model_url: str, split: str, config: EvaluateConfig

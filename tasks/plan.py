@@ -55,7 +55,7 @@ def plan_run(collection_url: str, model_url: str, output_url: str, config: Predi
         CheckpointError: a model file that cannot be used.
         ValueError: a device this machine does not have.
     """
-    _require_no_credentials(collection_url, output_url)
+    stores.require_no_credentials(collection_url, output_url)
     stores.require_writable(output_url)
     model = _model_card(model_url, output_url, config)
     digest = run_digest(model.digest, config)
@@ -158,13 +158,3 @@ def _model_card(model_url: str, output_url: str, config: PredictConfig) -> Model
         if models.is_same(model, card):
             return card
     return models.load_model(model, config).card
-
-
-def _require_no_credentials(*urls: str) -> None:
-    for url in urls:
-        if stores.redact(url) != url:
-            raise StoreError(
-                f"{stores.redact(url)} was given with a user name, password or query string, "
-                "which would end up in every row; give credentials through the environment or "
-                "fsspec's configuration"
-            )

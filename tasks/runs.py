@@ -87,8 +87,9 @@ def claim(run_url: str, info: DatasetInfo, config: TrainConfig) -> Run:
 
     Raises:
         RunError: Another configuration or dataset is at ``run_url``.
-        StoreError: ``run_url`` cannot be written.
+        StoreError: ``run_url`` holds credentials, or cannot be written.
     """
+    stores.require_no_credentials(run_url)
     stores.require_writable(run_url)
     url = stores.join(run_url, CONFIG_NAME)
     wanted = run_settings(info, config)

@@ -150,8 +150,9 @@ def require_free(dataset_url: str, *, overwrite: bool) -> None:
 
     Raises:
         DatasetError: Parquet files of another origin are there, and ``overwrite`` is not set.
-        StoreError: the store cannot be written.
+        StoreError: ``dataset_url`` holds credentials, or cannot be written.
     """
+    stores.require_no_credentials(dataset_url)
     stores.require_writable(dataset_url)
     ours = any(stores.exists(stores.join(dataset_url, name)) for name in (INFO_NAME, _INCOMPLETE))
     found = [] if ours or overwrite else _data_files(dataset_url)

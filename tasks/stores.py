@@ -43,6 +43,7 @@ __all__ = [
     "read_bytes",
     "redact",
     "remove",
+    "require_no_credentials",
     "require_writable",
     "split_glob",
     "write_bytes",
@@ -240,6 +241,21 @@ def remove(url: str) -> None:
     fs, path = filesystem(url)
     with _explained(url, "remove"), contextlib.suppress(FileNotFoundError):
         fs.rm_file(path)
+
+
+def require_no_credentials(*urls: str) -> None:
+    """Refuse URLs that are going to be written down, and hold what must not be.
+
+    Raises:
+        StoreError: a user name, a password or a query string in one of them.
+    """
+    for url in urls:
+        if redact(url) != url:
+            raise StoreError(
+                f"{redact(url)} was given with a user name, password or query string, which "
+                "would end up in rows, reports and summaries; give credentials through the "
+                "environment or fsspec's configuration"
+            )
 
 
 def require_writable(url: str) -> None:

@@ -172,6 +172,14 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
         evaluate(dataset(tmp_path), str(tmp_path / "none.safetensors"), str(tmp_path / "report"))
 
 
+def test_credentials_in_a_report_url_are_refused_before_scoring(tmp_path: Path) -> None:
+    make_dataset(str(tmp_path / "set"))
+    url = "https://user:hush@host/report?token=hush"
+    with pytest.raises(StoreError, match="https://host/report was given with") as caught:
+        evaluate(str(tmp_path / "set"), str(tmp_path / "no model"), url)
+    assert "hush" not in str(caught.value)
+
+
 def test_an_unwritable_run_url_is_told_before_training(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StoreError, match="file"):

@@ -6,6 +6,7 @@ import pytest
 from fcn.recipes import TrainConfig
 from tasks import stores
 from tasks.runs import RunError, claim
+from tasks.stores import StoreError
 from tests.tasks.labelled import make_dataset
 
 CONFIG = TrainConfig(backbone="squeezenet1_1", init="none", epochs=2)
@@ -44,6 +45,13 @@ def test_credentials_in_init_are_not_kept(tmp_path: Path) -> None:
     secret = CONFIG.model_copy(update={"init": "https://user:hush@host/model?token=hush"})
     claim(str(tmp_path / "run"), info, secret)
     assert "hush" not in (tmp_path / "run" / "config.json").read_text()
+
+
+def test_credentials_in_a_run_url_are_refused_and_not_repeated(tmp_path: Path) -> None:
+    info = make_dataset(str(tmp_path / "set"))
+    with pytest.raises(StoreError, match=r"s3://bucket/run was given with a user name") as caught:
+        claim("s3://user:hush@bucket/run", info, CONFIG)
+    assert "hush" not in str(caught.value)
 
 
 def test_a_damaged_settings_file_is_told(tmp_path: Path) -> None:

@@ -155,6 +155,12 @@ def test_an_unwritable_url_is_a_store_error(tmp_path: Path) -> None:
         require_free(str(tmp_path / "file" / "dataset"), overwrite=False)
 
 
+def test_credentials_in_a_url_are_refused_and_not_repeated() -> None:
+    with pytest.raises(StoreError, match=r"s3://b/set was given with a user name") as caught:
+        require_free("s3://user:hush@b/set", overwrite=True)
+    assert "hush" not in str(caught.value)
+
+
 def test_nothing_to_publish_is_an_error(tmp_path: Path) -> None:
     with Staging(CLASSES) as staging, pytest.raises(DatasetError, match="no sample is left"):
         staging.publish(str(tmp_path), source="here")

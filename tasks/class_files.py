@@ -116,7 +116,7 @@ def read_class_file(url: str) -> list[ClassRow]:
         )
     try:
         return parse(stores.read_bytes(url).decode("utf-8-sig"))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError, csv.Error) as error:
         raise DatasetError(
             f"{place} cannot be read as classes ({type(error).__name__}: {error}); expected "
             + {
@@ -132,9 +132,14 @@ def _parse_text(text: str) -> list[ClassRow]:
 
 
 def _parse_csv(text: str) -> list[ClassRow]:
-    header, *lines = csv.reader(text.splitlines(), skipinitialspace=True)
-    columns = [name.strip().lower() for name in header]
-    return [_row(dict(zip(columns, line, strict=True))) for line in lines if line]
+    reader = csv.reader(text.splitlines(), skipinitialspace=True)
+    columns = [name.strip().lower() for name in next(reader, [])]
+    if "name" not in columns:
+        raise ValueError(f"columns are {', '.join(columns) or 'none'}")
+    try:
+        return [_row(dict(zip(columns, line, strict=True))) for line in reader if line]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"line {reader.line_num}: {error}") from error
 
 
 def _parse_json(text: str) -> list[ClassRow]:

@@ -45,20 +45,26 @@ def read_csv(url: str) -> Lists:
     """A table of entries and their splits.
 
     Raises:
-        DatasetError: columns missing, or an unknown split.
+        DatasetError: columns missing, an unknown split, or a line that is no row of a table.
     """
-    header, *rows = csv.reader(_lines(url) or [""])
-    columns = [name.strip().lower() for name in header]
-    named = next((name for name in ("key", "image", "file") if name in columns), None)
-    if named is None or "split" not in columns:
-        raise DatasetError(
-            f"{stores.redact(url)} has columns {', '.join(columns) or 'none'}; "
-            "expected key (or image, or file) and split"
-        )
+    reader = csv.reader(_lines(url))
     lists: Lists = {}
-    for row in filter(None, rows):
-        fields = dict(zip(columns, map(str.strip, row), strict=False))
-        lists.setdefault(_split_name(fields.get("split", ""), url), []).append(fields[named])
+    try:
+        columns = [name.strip().lower() for name in next(reader, [])]
+        named = next((name for name in ("key", "image", "file") if name in columns), None)
+        if named is None or "split" not in columns:
+            raise DatasetError(
+                f"{stores.redact(url)} has columns {', '.join(columns) or 'none'}; "
+                "expected key (or image, or file) and split"
+            )
+        for row in filter(None, reader):
+            fields = dict(zip(columns, map(str.strip, row), strict=False))
+            split = _split_name(fields.get("split", ""), url, reader.line_num)
+            lists.setdefault(split, []).append(_entry(fields.get(named, ""), url, reader.line_num))
+    except csv.Error as error:
+        raise DatasetError(
+            f"{_place(url, reader.line_num)} is no row of a table: {error}"
+        ) from error
     return lists
 
 
@@ -68,13 +74,20 @@ def read_json(url: str) -> Lists:
     Raises:
         DatasetError: not such a mapping, or an unknown split.
     """
+    expected = f'{stores.redact(url)} must hold {{"train": [keys], "val": [keys]}}: '
     try:
         content = json.loads("\n".join(_lines(url)))
-        return {_split_name(name, url): list(map(str, keys)) for name, keys in content.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise DatasetError(
-            f'{stores.redact(url)} must hold {{"train": [keys], "val": [keys]}}: {error}'
-        ) from error
+    except ValueError as error:
+        raise DatasetError(f"{expected}{error}") from error
+    if not isinstance(content, dict):
+        raise DatasetError(f"{expected}found {_shown(content)}")
+    for name, keys in content.items():
+        if not isinstance(keys, list):
+            raise DatasetError(f"{expected}{name!r} is {_shown(keys)}")
+        for number, key in enumerate(keys):
+            if not isinstance(key, str) or not key.strip():
+                raise DatasetError(f"{expected}key {number} of {name!r} is {_shown(key)}")
+    return {_split_name(name, url): keys for name, keys in content.items()}
 
 
 def resolve(entries: Collection[str], keys: Collection[str], folder: str) -> Iterator[str]:
@@ -104,9 +117,25 @@ def _lines(url: str) -> list[str]:
     return [line.strip() for line in text.splitlines()]
 
 
-def _split_name(name: str, url: str) -> str:
+def _split_name(name: str, url: str, line: int | None = None) -> str:
     if name.lower() not in SPLIT_NAMES:
         raise DatasetError(
-            f"{stores.redact(url)} names the split {name!r}; expected train, val or test"
+            f"{_place(url, line)} names the split {name!r}; expected train, val or test"
         )
     return SPLIT_NAMES[name.lower()]
+
+
+def _entry(entry: str, url: str, line: int) -> str:
+    if not entry:
+        raise DatasetError(f"{_place(url, line)} names no image; expected a key and its split")
+    return entry
+
+
+def _place(url: str, line: int | None) -> str:
+    return stores.redact(url) + (f", line {line}," if line else "")
+
+
+def _shown(value: object) -> str:
+    """The beginning of a JSON value."""
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"

@@ -6,6 +6,7 @@ the network while the next is decoded and the last one encoded. What is in memor
 in bytes, not in images, and every image ends as one row, in order.
 """
 
+import errno
 import os
 import threading
 import time
@@ -24,7 +25,7 @@ from fcn.predict import Prediction
 from tasks.part_file import Row
 from tasks.predict_config import PredictConfig
 from tasks.reading import ReadError, read_objects
-from tasks.stores import UNKNOWN_SIZE, Entry
+from tasks.stores import UNKNOWN_SIZE, Entry, StoreError, is_transient
 
 WINDOW_BYTES = 32 << 20
 """Encoded bytes of a window; two are in memory."""
@@ -41,7 +42,13 @@ THREADS = max(2, min(8, os.cpu_count() or 2))
 Stage = Literal["read", "decode", "network", "encode", "write"]
 SaveMask = Callable[[str, bytes], str]
 
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
 _NETWORK = threading.Lock()  # shards in work share one network and take turns, by batch
+
+
+class MaskNotSaved(Exception):
+    """A mask that cannot have an object of its own, such as for a name that is too long."""
 
 
 class Segmenter(Protocol):
@@ -92,11 +99,13 @@ def segment(
         config: Settings of the run.
         seconds: Gets the time of each stage added.
         save_mask: Puts the PNG mask of a key where the png sink wants it, and returns its
-            URL; called from several threads.
+            URL; called from several threads. A `StoreError` that is no fault of the store
+            fails that image alone.
         advance: Told how many images were done, each time some are.
 
     Raises:
         OSError: or an error of the store's client: the store is out, see `read_objects`.
+        StoreError: masks cannot be saved for now, or the disk is full.
     """
     rows: list[Row] = []
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(THREADS) as pool:
@@ -236,8 +245,13 @@ class _Engine:
         mask_path = f"{entry.key}.png" if mask_format == "png" else None
         if self.save_mask:
             png = mask if mask_format == "png" else encode_mask(label, classes.palette)
-            with self.seconds.measure("write"):
-                mask_path = self.save_mask(entry.key, png)
+            try:
+                with self.seconds.measure("write"):
+                    mask_path = self.save_mask(entry.key, png)
+            except StoreError as error:
+                if is_transient(error) or getattr(error.__cause__, "errno", None) in _FULL:
+                    raise
+                return _failed(entry, MaskNotSaved(str(error)), label.shape)
         return Row(
             entry=entry,
             status="partial" if truncated else "ok",
@@ -266,7 +280,7 @@ def _batches(
     return batches
 
 
-def _failed(entry: Entry, error: Exception, size: tuple[int, int] | Exception | None = None) -> Row:
+def _failed(entry: Entry, error: Exception, size: tuple[int, ...] | Exception | None = None) -> Row:
     height, width = size if isinstance(size, tuple) else (None, None)
     text = str(error).encode("utf-8", "replace").decode()[:MAX_ERROR_TEXT]
     return Row(

@@ -1,6 +1,8 @@
 """Every image ends as one row, in order: a mask, or the reason why there is none."""
 
+import errno
 import io
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +19,8 @@ from tasks import engine, stores
 from tasks.engine import Seconds, segment
 from tasks.part_file import Row
 from tasks.predict_config import PredictConfig
+from tasks.shards import mask_saver
+from tasks.stores import StoreError, StoreUnavailable
 from tests.tasks.pictures import Brightness, encoded, pixels, put
 
 
@@ -183,6 +187,41 @@ def test_png_sink_gets_every_mask(tmp_path: Path, rng: np.random.Generator) -> N
     ]
     with Image.open(io.BytesIO(saved["b/c.png"])) as image:
         assert image.mode == "P"
+
+
+def test_mask_that_cannot_be_saved_fails_its_image_alone(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    long = f"{'x' * 248}.png"  # a name may have 255 bytes, and the mask's has four more
+    put(str(tmp_path / "in"), {key: encoded(pixels(rng)) for key in (long, "a", "a.png/b", "c")})
+    entries = list(stores.list_entries(str(tmp_path / "in")))
+    config, save = PredictConfig(sinks=("parquet", "png")), mask_saver(str(tmp_path / "out"))
+
+    rows = segment(entries, Brightness(), config, seconds=Seconds(), save_mask=save)
+
+    failed = {row.entry.key: row for row in rows if row.status == "failed"}
+    assert len(failed) == 2
+    assert failed.keys() - {"a", "a.png/b"} == {long}  # of the other two either may be first
+    assert {row.error_class for row in failed.values()} == {"MaskNotSaved"}
+    assert "name too long" in str(failed[long].error)
+    assert (failed[long].height, failed[long].mask) == (12, None)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
+def test_full_disk_or_failing_store_is_no_fault_of_the_images(
+    number: int, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    put(str(tmp_path), {"a.png": encoded(pixels(rng))})
+    error = StoreUnavailable("out") if number == errno.EIO else StoreError("full")
+    error.__cause__ = OSError(number, os.strerror(number))
+
+    def save(key: str, png: bytes) -> str:
+        raise error
+
+    entries = list(stores.list_entries(str(tmp_path)))
+    with pytest.raises(StoreError) as caught:
+        segment(entries, Brightness(), PredictConfig(), seconds=Seconds(), save_mask=save)
+    assert caught.value is error
 
 
 def test_run_lengths_beside_png_objects(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -4,17 +4,18 @@ Kinds of finding, besides those of `tasks.pairing` and `tasks.layouts`:
 
 ::
 
-    unreadable_image          error    not an image, damaged, cut short, too large
+    unreadable_image          error    no permission, not an image, damaged, cut short, too large
     unreadable_mask           error    the same of a mask, or a format that keeps no values
     size_mismatch             error    mask and image, after its EXIF orientation, differ
     unknown_class             error    values or colours that no class has
     duplicate_across_splits   error    the same pixels as a sample of another split
+    empty_split               error    no sample of a split is without error
     absent_class              warning  a class that occurs in no label
 """
 
 import hashlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -33,6 +34,7 @@ from tasks.layouts import Source
 from tasks.pairing import Pair
 from tasks.split_writer import Row
 from tasks.staging import Staging
+from tasks.stores import StoreError, StoreUnavailable
 
 NUM_THREADS = 8
 """Files read at the same time; enough to hide an object store's latency from two cores."""
@@ -79,9 +81,10 @@ def audit(
         All findings, those of the source included.
 
     Raises:
-        StoreError: a file cannot be read; that is no fault of the file's content.
+        StoreUnavailable: the store does not answer; that is no fault of a file.
     """
     findings = list(source.findings)
+    filled: set[str] = set()
     first: dict[bytes, Pair] = {}
     total = np.zeros(len(table.classes) + 1, np.int64)
     pairs = sorted(source.pairs, key=lambda pair: (_HELD_OUT_FIRST.index(pair.split), pair.key))
@@ -90,28 +93,33 @@ def audit(
         duplicates = [_duplicate(found.pair, twin)] if twin.split != found.pair.split else []
         if found.row and not duplicates:
             staging.add(found.pair.split, found.row)
+            filled.add(found.pair.split)
             total += found.row.pixels
         findings += found.findings + duplicates
         advance()
-    return findings + _absent(table, total)
+    return findings + _emptied(source, filled) + _absent(table, total)
 
 
 def examine(table: ClassTable, max_pixels: int, pair: Pair) -> Examined:
     """Read and decode one sample, and compare its image and mask.
 
     Raises:
-        StoreError: a file cannot be read.
+        StoreUnavailable: the store does not answer.
     """
     finding = partial(_finding, pair)
-    image, mask_bytes = stores.read_bytes(pair.image_url), stores.read_bytes(pair.mask_url)
-    findings, pixels, mask = [], None, None
+    findings, image, pixels, mask = [], b"", None, None
     try:
+        image = stores.read_bytes(pair.image_url)
         pixels = decode_image(image, max_pixels=max_pixels).pixels
-    except ImageError as error:
+    except StoreUnavailable:
+        raise
+    except (ImageError, StoreError) as error:
         findings.append(finding("unreadable_image", pair.image_path, str(error)))
     try:
-        mask = read_mask(mask_bytes, max_pixels=max_pixels)
-    except (ImageError, LabelError) as error:
+        mask = read_mask(stores.read_bytes(pair.mask_url), max_pixels=max_pixels)
+    except StoreUnavailable:
+        raise
+    except (ImageError, LabelError, StoreError) as error:
         findings.append(finding("unreadable_mask", pair.mask_path, str(error)))
     if mask is None or pixels is None:
         return Examined(pair, findings, None, b"")
@@ -146,13 +154,15 @@ def find_values(
 
     Raises:
         DatasetError: a mask holds colours.
-        StoreError: a file cannot be read.
+        StoreUnavailable: the store does not answer.
     """
 
     def values(pair: Pair) -> set[int]:
         try:
             mask = read_mask(stores.read_bytes(pair.mask_url), max_pixels=max_pixels)
-        except (ImageError, LabelError):
+        except StoreUnavailable:
+            raise
+        except (ImageError, LabelError, StoreError):
             return set()
         if mask.max() >= COLOUR:
             raise DatasetError(
@@ -252,6 +262,21 @@ def _count(label: NDArray[np.uint8], num_classes: int) -> NDArray[np.int64]:
     """Pixels per class, then ignored ones: C + 1."""
     counts = np.bincount(label.ravel(), minlength=256)
     return np.append(counts[:num_classes], counts[num_classes:].sum()).astype(np.int64)
+
+
+def _emptied(source: Source, filled: Collection[str]) -> list[Finding]:
+    """Splits of which nothing is left, and how many samples they had."""
+    counts = Counter(pair.split for pair in source.pairs if pair.split not in filled)
+    return [
+        Finding(
+            kind="empty_split",
+            severity="error",
+            text=f"no sample of split {split} is left: all {count:,} have errors",
+            count=count,
+            split=split,
+        )
+        for split, count in counts.items()
+    ]
 
 
 def _absent(table: ClassTable, total: NDArray[np.int64]) -> list[Finding]:

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from fcn.classes import Classes
 from tasks import stores
+from tasks.stores import StoreError
 
 FORMAT_VERSION = 1
 INFO_NAME = "dataset.json"
@@ -212,11 +213,13 @@ def open_split(info: DatasetInfo, split: str, cache_dir: Path | None = None) -> 
 
     Raises:
         DatasetError: no such split, or its files are not those that ``dataset.json`` names.
+        StoreError: the files cannot be read.
     """
     if split not in info.splits:
+        reasons = [found.text for found in info.audit if found.split == split and not found.key]
         raise DatasetError(
             f"no split {split!r} in the dataset at {stores.redact(info.url)}; "
-            f"it has {', '.join(info.splits)}"
+            + "; ".join([f"it has {', '.join(info.splits)}", *reasons])
         )
     folder = default_cache_dir() if cache_dir is None else cache_dir
     path = folder / f"{info.digest[:20]}-{split}.arrow"
@@ -263,11 +266,13 @@ def _write_arrow(path: Path, batches: Iterator[pa.RecordBatch]) -> int:
 
 def _read_batches(info: DatasetInfo, split: Split) -> Iterator[pa.RecordBatch]:
     for name in split.files:
-        file_system, path = stores.filesystem(stores.join(info.url, name))
+        url = stores.join(info.url, name)
         try:
-            with file_system.open(path, "rb") as source:
+            with stores.open_input(url) as source:
                 yield from pq.ParquetFile(source).iter_batches(BATCH_ROWS, columns=_COLUMNS)
-        except (FileNotFoundError, pa.ArrowInvalid) as error:
+        except (StoreError, pa.ArrowInvalid) as error:
+            if isinstance(error, StoreError) and stores.exists(url):
+                raise
             raise DatasetError(
                 f"{name} of {stores.redact(info.url)} cannot be read ({error}). "
                 "Ingest the source again with overwrite=True."

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import fsspec.config
 import numpy as np
 import pytest
 
@@ -14,8 +15,9 @@ from tasks.audit import audit, examine, find_values, in_order, require_no_errors
 from tasks.class_files import derive_classes, find_classes
 from tasks.dataset import DatasetError, Finding, open_split
 from tasks.layouts import find_samples
+from tasks.pairing import Pair
 from tasks.staging import Staging
-from tasks.stores import StoreError
+from tasks.stores import StoreUnavailable
 from tests.tasks.sources import folders, image_bytes, label, mask_bytes, write_files
 
 
@@ -119,6 +121,7 @@ def test_of_an_image_in_two_splits_the_held_out_one_stays(tmp_path: Path) -> Non
         files |= {f"images/{split}/same.png": image, f"masks/{split}/same.png": mask}
     files |= {"images/train/other.png": image_bytes(2), "masks/train/other.png": mask}
     files |= {"images/train/other2.png": image_bytes(2), "masks/train/other2.png": mask}
+    files |= {"images/val/third.png": image_bytes(3), "masks/val/third.png": mask}
     findings = audited(str(tmp_path), files)
     assert [(f.kind, f.split, f.text) for f in findings] == [
         (
@@ -138,6 +141,8 @@ def test_the_same_pixels_in_another_file_format_are_a_duplicate(tmp_path: Path) 
         "masks/train/a.png": mask_bytes(label()),
         "images/val/b.png": mask_bytes(upright),
         "masks/val/b.png": mask_bytes(label()),
+        "images/train/other.png": image_bytes(2),
+        "masks/train/other.png": mask_bytes(label()),
     }
     (finding,) = audited(str(tmp_path), files)
     assert finding.text == "same image as images/val/b.png of split val (images/train/a.png)"
@@ -169,11 +174,62 @@ def test_rows_hold_the_image_as_it_was_and_the_label_with_its_palette(tmp_path: 
     assert info.splits["train"].class_pixels == (160, 160, 160)
 
 
-def test_files_that_vanish_are_no_finding(tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_are_found(tmp_path: Path) -> None:
     source = find_samples(write_files(str(tmp_path), folders()))
     (tmp_path / "images/00.png").unlink()
-    with pytest.raises(StoreError, match=r"images/00\.png: nothing there"):
-        examine(find_classes(source), 10**6, source.pairs[0])
+    (tmp_path / "masks/01.png").unlink()
+    (tmp_path / "masks/01.png").mkdir()
+    table = find_classes(source)
+    found = [examine(table, 10**6, pair).findings for pair in source.pairs[:3]]
+    texts = [[(finding.kind, finding.text) for finding in findings] for findings in found]
+    place = f"cannot read {tmp_path}"
+    assert sorted(texts) == [
+        [],
+        [("unreadable_image", f"{place}/images/00.png: nothing there (images/00.png)")],
+        [("unreadable_mask", f"{place}/masks/01.png: is a directory (masks/01.png)")],
+    ]
+    assert find_values(source) == {0, 1, 2}
+
+
+def test_a_store_that_is_out_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = Pair(
+        split="train",
+        key="a",
+        image_path="a.jpg",
+        image_url="s3://bucket/a.jpg",
+        mask_path="a.png",
+        mask_url="s3://bucket/a.png",
+    )
+    settings = {
+        "key": "a",
+        "secret": "b",
+        "endpoint_url": "http://127.0.0.1:9",
+        "config_kwargs": {"retries": {"max_attempts": 0}},
+    }
+    monkeypatch.setitem(fsspec.config.conf, "s3", settings)
+    with pytest.raises(StoreUnavailable, match=r"cannot read s3://bucket/a\.jpg: Endpoint"):
+        examine(derive_classes([0, 1]), 10**6, pair)
+
+
+def test_a_split_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
+    files = {"classes.txt": "a\nb\nc\n"}
+    for index, split in enumerate(["train", "train", "val"]):
+        files[f"images/{split}/{index}.png"] = image_bytes(index)
+        files[f"masks/{split}/{index}.png"] = mask_bytes(label())
+    files |= {"images/train/0.png": b"no image", "masks/train/1.png": b"no mask"}
+    source = find_samples(write_files(str(tmp_path / "source"), files))
+    table = find_classes(source)
+    with Staging(table.classes) as staging:
+        findings = audit(source, table, staging)
+        info, _ = staging.publish(str(tmp_path / "set"), source="here", audit=findings)
+
+    [empty] = [finding for finding in findings if finding.kind == "empty_split"]
+    assert (empty.severity, empty.split, empty.count) == ("error", "train", 2)
+    with pytest.raises(
+        DatasetError,
+        match=r"no split 'train'.*it has val; no sample of split train is left: all 2 have errors",
+    ):
+        open_split(info, "train", tmp_path / "cache")
 
 
 def test_values_of_masks_without_names(tmp_path: Path) -> None:

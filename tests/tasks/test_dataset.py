@@ -13,6 +13,7 @@ from tasks import stores
 from tasks.dataset import DatasetError, Finding, Sample, open_split, read_info
 from tasks.split_writer import Row
 from tasks.staging import Staging
+from tasks.stores import StoreError
 
 CLASSES = Classes.named(["sky", "road"])
 
@@ -116,6 +117,15 @@ def test_another_format_version_is_an_error(tmp_path: Path) -> None:
 def test_unknown_split_names_those_there_are(dataset_url: str, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"no split .test.*it has train, val"):
         open_split(read_info(dataset_url), "test", tmp_path)
+
+
+def test_files_that_cannot_be_opened_are_a_store_error(dataset_url: str, tmp_path: Path) -> None:
+    info = read_info(dataset_url)
+    file = Path(dataset_url, info.splits["val"].files[0])
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(StoreError, match=rf"cannot read .*{file.name}: is a directory"):
+        open_split(info, "val", tmp_path / "cache")
 
 
 def test_missing_and_cut_files_are_errors_that_leave_no_copy(

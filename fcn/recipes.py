@@ -24,8 +24,10 @@ class TrainConfig(BaseModel):
         description="Classifier that is cast fully convolutional. squeezenet1_1 and resnet18 "
         "are light enough for two CPU cores.",
     )
-    stride: Literal[8, 16, 32] = Field(
-        8, description="Finest fused stride: FCN-8s, FCN-16s or FCN-32s."
+    stride: Literal[4, 8, 16, 32] = Field(
+        8,
+        description="Finest fused stride: FCN-8s, FCN-16s or FCN-32s of the paper, or 4, one skip "
+        "more, for thin things (SqueezeNet and ResNet).",
     )
     init: str = Field(
         "imagenet",

@@ -86,7 +86,7 @@ def _vgg(pool3: int, pool4: int, pool5: int, weights: str) -> Trunk:
 
 
 def _resnet(weights: str) -> Trunk:
-    nodes = {8: "layer2", 16: "layer3", 32: "layer4"}
+    nodes = {4: "layer1", 8: "layer2", 16: "layer3", 32: "layer4"}
     return Trunk(nodes=nodes, head=plain_head, weights=weights)
 
 
@@ -110,7 +110,7 @@ TRUNKS: Mapping[str, Trunk] = {
         weights="GoogLeNet_Weights.IMAGENET1K_V1",
     ),
     "squeezenet1_1": Trunk(
-        nodes={8: "features.7", 16: "features.12"},
+        nodes={4: "features.4", 8: "features.7", 16: "features.12"},
         head=dropout_head,
         weights="SqueezeNet1_1_Weights.IMAGENET1K_V1",
     ),

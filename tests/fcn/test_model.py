@@ -74,7 +74,7 @@ def test_vgg_head_is_two_convolutions_with_elementwise_dropout() -> None:
     ("arguments", "message"),
     [
         (("vgg17",), "unknown backbone 'vgg17'; known are vgg11"),
-        (("squeezenet1_1", 2, 32), r"squeezenet1_1 has strides \[8, 16\], not 32"),
+        (("squeezenet1_1", 2, 32), r"squeezenet1_1 has strides \[4, 8, 16\], not 32"),
         (("vgg16", 0), "num_classes must be at least 1, not 0"),
         (("resnet18", 2, 8, "reference"), "not for resnet18"),
     ],

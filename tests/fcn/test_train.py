@@ -173,7 +173,7 @@ def test_a_training_needs_a_sample() -> None:
 
 
 def test_a_backbone_without_the_stride_is_refused_at_once() -> None:
-    with pytest.raises(ValueError, match=r"squeezenet1_1 has strides \[8, 16\], not 32"):
+    with pytest.raises(ValueError, match=r"squeezenet1_1 has strides \[4, 8, 16\], not 32"):
         settings(stride=32)
 
 

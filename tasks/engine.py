@@ -90,6 +90,7 @@ def segment(
     seconds: Seconds,
     save_mask: SaveMask | None = None,
     advance: Callable[[int], None] = lambda _: None,
+    last_attempt: bool = False,
 ) -> list[Row]:
     """One row for each image, in order: its mask, or the reason why there is none.
 
@@ -102,15 +103,21 @@ def segment(
             URL; called from several threads. A `StoreError` that is no fault of the store
             fails that image alone.
         advance: Told how many images were done, each time some are.
+        last_attempt: Whether the shard will not be tried again, see `read_objects`.
 
     Raises:
         OSError: or an error of the store's client: the store is out, see `read_objects`.
         StoreError: masks cannot be saved for now, or the disk is full.
     """
+
+    def read(window: Sequence[Entry]) -> list[bytes | ReadError]:
+        with seconds.measure("read"):
+            return read_objects(window, last_attempt=last_attempt)
+
     rows: list[Row] = []
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(THREADS) as pool:
         engine = _Engine(predictor, config, seconds, save_mask, advance, pool)
-        for window, found in _read_ahead(reader, list(windows(entries)), seconds):
+        for window, found in _read_ahead(reader, list(windows(entries)), read):
             rows += engine.rows(window, found)
     return rows
 
@@ -129,14 +136,11 @@ def windows(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
 
 
 def _read_ahead(
-    reader: ThreadPoolExecutor, parts: Sequence[Sequence[Entry]], seconds: Seconds
+    reader: ThreadPoolExecutor,
+    parts: Sequence[Sequence[Entry]],
+    read: Callable[[Sequence[Entry]], list[bytes | ReadError]],
 ) -> Iterator[tuple[Sequence[Entry], list[bytes | ReadError]]]:
     """Each window with its bytes, the next one being read meanwhile."""
-
-    def read(window: Sequence[Entry]) -> list[bytes | ReadError]:
-        with seconds.measure("read"):
-            return read_objects(window)
-
     ahead = [reader.submit(read, window) for window in parts[:1]]
     for index, window in enumerate(parts):
         found = ahead.pop().result()

@@ -33,16 +33,21 @@ class ReadFailed(ReadError):
 READ_ERRORS = tuple(error.__name__ for error in (ObjectVanished, ObjectChanged, ReadFailed))
 
 
-def read_objects(entries: Sequence[Entry], *, concurrency: int = 32) -> list[bytes | ReadError]:
+def read_objects(
+    entries: Sequence[Entry], *, concurrency: int = 32, last_attempt: bool = False
+) -> list[bytes | ReadError]:
     """The bytes of each object, or why they could not be had, in the same order.
 
     What may be cured by trying again is tried `ATTEMPTS` times, with growing pauses. When
-    nothing at all could be read for such a reason, it is the store that is out, not the
-    objects: then the store's own error is raised, for the shard to be tried again later.
+    nothing at all could be read for such a reason, it seems to be the store that is out, not
+    the objects: then the store's own error is raised, for the shard to be tried again later.
+    At the last attempt the store is asked for something else; if it answers, though it be
+    that there is no such thing, it is the objects after all.
 
     Args:
         entries: What to read, all in one store, with the sizes they were listed with.
         concurrency: Objects in flight at once.
+        last_attempt: Whether the shard will not be tried again.
 
     Raises:
         OSError: or an error of the store's client: the store is out.
@@ -56,13 +61,21 @@ def read_objects(entries: Sequence[Entry], *, concurrency: int = 32) -> list[byt
         once_more = _read_once([entries[index] for index in again], concurrency)
         for index, data in zip(again, once_more, strict=True):
             found[index] = data
-    if found and all(_may_be_cured(data) for data in found):
+    is_out = bool(found) and all(_may_be_cured(data) for data in found)
+    if is_out and not (last_attempt and _store_answers(entries[0])):
         raise found[0]  # type: ignore[misc]
     return [_checked(entry, data) for entry, data in zip(entries, found, strict=True)]
 
 
 def _may_be_cured(data: bytes | BaseException) -> bool:
     return isinstance(data, BaseException) and stores.is_transient(data)
+
+
+def _store_answers(entry: Entry) -> bool:
+    """Whether the store says anything about a neighbour of an object that it would not give."""
+    url = f"{entry.url.rpartition('/')[0]}/fcn-is-the-store-there"
+    [answer] = _read_once([Entry(key="", url=url, size=1, etag="")], concurrency=1)
+    return not _may_be_cured(answer)
 
 
 def _read_once(entries: Sequence[Entry], concurrency: int) -> list[bytes | BaseException]:

@@ -72,6 +72,7 @@ def write_part(
     config: PredictConfig,
     *,
     advance: Callable[[int], None] = lambda _: None,
+    last_attempt: bool = False,
 ) -> ShardReport:
     """Segment a shard and put its part, unless another writer has put it meanwhile.
 
@@ -81,6 +82,8 @@ def write_part(
         model_url: The model that the run was planned with.
         config: The settings that the run was planned with.
         advance: Told how many images were done, each time some are.
+        last_attempt: Whether the shard will not be tried again: an image that its store will
+            not give, though it answers, is then a failed row.
 
     Raises:
         CheckpointError: the model cannot be used, or is another one by now.
@@ -93,7 +96,9 @@ def write_part(
             f"model {stores.redact(model_url)} was replaced while the run was going on; "
             "run again to segment everything with the new one"
         )
-    return write_part_with(loaded.predictor, manifest, number, config, advance=advance)
+    return write_part_with(
+        loaded.predictor, manifest, number, config, advance=advance, last_attempt=last_attempt
+    )
 
 
 def write_part_with(
@@ -103,13 +108,22 @@ def write_part_with(
     config: PredictConfig,
     *,
     advance: Callable[[int], None] = lambda _: None,
+    last_attempt: bool = False,
 ) -> ShardReport:
     """`write_part` with a given predictor."""
     start, seconds = time.monotonic(), Seconds()
     with seconds.measure("read"):
         entries = manifest.shard(number)
     save = mask_saver(manifest.output_url) if "png" in config.sinks else None
-    rows = segment(entries, predictor, config, seconds=seconds, save_mask=save, advance=advance)
+    rows = segment(
+        entries,
+        predictor,
+        config,
+        seconds=seconds,
+        save_mask=save,
+        advance=advance,
+        last_attempt=last_attempt,
+    )
     run, digest = manifest.card.run, manifest.card.run_digest
     part = part_file.summarise(rows, run=run, number=number, run_digest=digest)
     with seconds.measure("encode"):

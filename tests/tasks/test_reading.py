@@ -48,7 +48,7 @@ def test_every_object_is_read_and_outcomes_stay_in_order(
 
 
 class Site(ThreadingHTTPServer):
-    """Answers 503 as often as the path says: ``/2/x`` fails twice, ``/always/x`` always."""
+    """Answers 503 as the path says: ``/2/x`` twice, ``/always/x`` and ``/0/never`` always."""
 
     def __init__(self) -> None:
         self.asked = Counter[str]()
@@ -66,7 +66,7 @@ class _Answers(BaseHTTPRequestHandler):
         asked = self.server.asked
         asked[self.path] += 1
         times = self.path.split("/")[1]
-        bad = times == "always" or asked[self.path] <= int(times)
+        bad = times == "always" or self.path.endswith("/never") or asked[self.path] <= int(times)
         self.send_response(503 if bad else 200)
         self.send_header("Content-Length", "1")
         self.end_headers()
@@ -96,6 +96,16 @@ def test_store_that_gives_nothing_at_all_is_no_fault_of_the_images(site: Site) -
     with pytest.raises(Exception, match="503") as caught:
         read_objects([site.entry("always/a"), site.entry("always/b")])
     assert stores.is_transient(caught.value)
+
+
+def test_last_attempt_tells_a_lone_object_from_a_store_that_is_out(site: Site) -> None:
+    lone = site.entry("0/never")
+    with pytest.raises(Exception, match="503"):
+        read_objects([lone])
+    [found] = read_objects([lone], last_attempt=True)
+    assert isinstance(found, ReadFailed)
+    with pytest.raises(Exception, match="503"):
+        read_objects([site.entry("always/a")], last_attempt=True)
 
 
 def test_unknown_sizes_are_read_whole(site: Site) -> None:

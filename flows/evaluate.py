@@ -8,12 +8,12 @@ from tasks.evaluate import (
     EvaluateSummary,
     claim_report,
     report_evaluation,
-    run_name,
     score_split,
 )
+from tasks.run_names import run_name
 
 
-@flow(name="evaluate", flow_run_name=run_name)
+@flow(name="evaluate", flow_run_name=run_name("evaluate {} on {}", "model_url", "dataset_url"))
 def evaluate(
     dataset_url: str,
     model_url: str,

@@ -10,11 +10,15 @@ from flows.train import train
 from tasks.evaluate import EvaluateConfig, evaluation_split
 from tasks.ingest import IngestConfig
 from tasks.layouts import Layout
-from tasks.pipeline import PipelineSummary, Places, run_name
+from tasks.pipeline import PipelineSummary, Places
 from tasks.predict import PredictConfig
+from tasks.run_names import run_name
 
 
-@flow(name="pipeline", flow_run_name=run_name)
+@flow(
+    name="pipeline",
+    flow_run_name=run_name("pipeline {}, {} -> {}", "source_url", "collection_url", "work_url"),
+)
 def pipeline(
     source_url: str,
     collection_url: str,

@@ -8,12 +8,12 @@ from tasks.predict import (
     plan_prediction,
     publish_prediction,
     require_few_failed,
-    run_name,
     segment_shards,
 )
+from tasks.run_names import run_name
 
 
-@flow(name="predict", flow_run_name=run_name)
+@flow(name="predict", flow_run_name=run_name("predict {} -> {}", "collection_url", "output_url"))
 def predict(
     collection_url: str,
     model_url: str,
@@ -39,6 +39,7 @@ def predict(
     Raises:
         StoreError: a URL that does not exist or cannot be written; a collection without images.
         CheckpointError: no usable model at model_url.
+        DeviceError: a device this machine does not have.
         PredictError: shards failed, or too many images; what is done is kept.
     """
     plan = plan_prediction(collection_url, model_url, output_url, config)

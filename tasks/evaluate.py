@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field
 
 from fcn.checkpoint import Model, load
@@ -263,10 +262,3 @@ def _facts(evaluation: Evaluation, info: DatasetInfo) -> dict[str, Mapping[str, 
         "Trained on": facts.get("dataset", {}),
         "Training": facts.get("config", {}),
     }
-
-
-def run_name() -> str:
-    """``evaluate MODEL on DATASET``, without what a URL may hold of credentials."""
-    parameters = flow_run.parameters
-    urls = (parameters["model_url"], parameters["dataset_url"])
-    return "evaluate " + " on ".join(stores.redact(url) for url in urls)

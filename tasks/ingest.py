@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run
 from pydantic import BaseModel, ConfigDict, Field
 
 from fcn.images import MAX_PIXELS
@@ -52,7 +51,7 @@ class IngestConfig(BaseModel):
     max_image_pixels: int = Field(
         MAX_PIXELS,
         ge=1,
-        le=2**31,
+        le=MAX_PIXELS,
         description="Images and masks with more pixels, by their header, are errors.",
     )
     max_file_bytes: int = Field(
@@ -159,10 +158,3 @@ def publish_dataset(
     )
     publish_markdown("ingest-dataset", dataset_page(info))
     return info
-
-
-def run_name() -> str:
-    """``ingest SOURCE -> DATASET``, without what a URL may hold of credentials."""
-    parameters = flow_run.parameters
-    urls = (parameters["source_url"], parameters["dataset_url"])
-    return "ingest " + " -> ".join(stores.redact(url) for url in urls)

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from prefect.runtime import flow_run
-
 from tasks import stores
 from tasks.evaluate import EvaluateSummary
 from tasks.predict import PredictSummary
@@ -51,12 +49,3 @@ class PipelineSummary:
     output_url: str
     evaluation: EvaluateSummary
     prediction: PredictSummary
-
-
-def run_name() -> str:
-    """``pipeline SOURCE, COLLECTION -> WORK``, without credentials that a URL may hold."""
-    parameters = flow_run.parameters
-    source, collection, work = (
-        stores.redact(parameters[name]) for name in ("source_url", "collection_url", "work_url")
-    )
-    return f"pipeline {source}, {collection} -> {work}"

@@ -9,7 +9,6 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture, as_completed
-from prefect.runtime import flow_run
 from prefect.tasks import Task, exponential_backoff
 
 from tasks import parts, stores
@@ -27,7 +26,6 @@ __all__ = [
     "plan_prediction",
     "publish_prediction",
     "require_few_failed",
-    "run_name",
     "segment_shards",
 ]
 
@@ -170,14 +168,6 @@ def require_few_failed(summary: PredictSummary, max_failed: float) -> None:
         f"({100 * summary.failed / summary.rows:.3g} %), above max_failed={100 * max_failed:g} %; "
         f"first: {first['key']}: {first['error_class']}: {first['error']}. Parts and index are "
         "kept; a rerun does those that could not be read, and images that changed"
-    )
-
-
-def run_name() -> str:
-    """``predict COLLECTION -> OUTPUT``, without what a URL may hold of credentials."""
-    given = flow_run.parameters
-    return " -> ".join(
-        ["predict " + stores.redact(given["collection_url"]), stores.redact(given["output_url"])]
     )
 
 

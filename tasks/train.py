@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run
 
 from fcn.checkpoint import Model, to_bytes
 from fcn.evaluate import score_samples
@@ -219,10 +218,3 @@ class TrainSummary:
     split: str
     mean_iu: float
     pixel_accuracy: float
-
-
-def run_name() -> str:
-    """``train DATASET -> RUN``, without what a URL may hold of credentials."""
-    parameters = flow_run.parameters
-    urls = (parameters["dataset_url"], parameters["run_url"])
-    return "train " + " -> ".join(stores.redact(url) for url in urls)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from fcn.images import MAX_PIXELS
 from tasks.dataset import DatasetInfo, Finding, Split
 from tasks.ingest import IngestConfig
 from tasks.ingest_pages import audit_page, dataset_page
@@ -19,7 +20,13 @@ def test_unknown_settings_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", [{"val_fraction": 1}, {"num_threads": 0}, {"max_image_pixels": 0}]
+    "setting",
+    [
+        {"val_fraction": 1},
+        {"num_threads": 0},
+        {"max_image_pixels": 0},
+        {"max_image_pixels": MAX_PIXELS + 1},
+    ],
 )
 def test_settings_out_of_range_are_refused(setting: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match="Input should be"):

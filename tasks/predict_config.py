@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fcn.device import Precision
+from fcn.device import Device, Precision, find_device, resolve_precision
 from fcn.images import MAX_PIXELS
 from fcn.masks import MaskFormat
 
@@ -41,9 +41,8 @@ class PredictConfig(BaseModel):
         description="Images of the same size through the network at once; empty: 1 on a CPU, "
         "where more gain nothing, 8 on a GPU.",
     )
-    device: str = Field(
+    device: Device = Field(
         "auto",
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="Where the network runs: auto (a GPU where there is one), cpu, cuda, cuda:1.",
     )
     precision: Precision = Field(
@@ -71,7 +70,7 @@ class PredictConfig(BaseModel):
     max_image_pixels: int = Field(
         MAX_PIXELS,
         ge=1,
-        le=2**31,
+        le=MAX_PIXELS,
         description="Images with more pixels, by their header, become failed rows undecoded.",
     )
     max_failed: float = Field(
@@ -119,14 +118,18 @@ def run_digest(model_digest: str, config: PredictConfig) -> str:
 
     Args:
         model_digest: SHA-256 of the model file.
-        config: Settings; those that change no row (batch size, device, …) do not count.
+        config: Settings; those that change no row (batch size, shards, …) do not count, and
+            the device only as far as it decides the precision.
+
+    Raises:
+        DeviceError: a device this machine does not have.
     """
     decisive = {
         "row_format": ROW_FORMAT,
         "model": model_digest,
         "mask_format": config.mask_format,
         "sinks": sorted(set(config.sinks)),
-        "precision": config.precision,
+        "precision": resolve_precision(find_device(config.device), config.precision),
         "max_image_pixels": config.max_image_pixels,
         "lenient": config.lenient,
     }

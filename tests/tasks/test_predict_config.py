@@ -1,0 +1,30 @@
+"""Settings that cannot work are refused; the digest counts what decides a row."""
+
+import pytest
+from pydantic import ValidationError
+
+from fcn.errors import DeviceError
+from fcn.images import MAX_PIXELS
+from tasks.predict_config import PredictConfig, run_digest
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_image_pixels": MAX_PIXELS + 1}, {"device": "mps"}, {"device": "gpu"}, {"sinks": ()}],
+)
+def test_settings_that_cannot_work_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(settings))):
+        PredictConfig.model_validate(settings)
+
+
+def test_digest_counts_the_precision_that_auto_stands_for() -> None:
+    def digest(precision: str) -> str:
+        config = PredictConfig.model_validate({"device": "cpu", "precision": precision})
+        return run_digest("0" * 64, config)
+
+    assert digest("auto") == digest("fp32") != digest("bf16")
+
+
+def test_digest_of_a_device_that_is_not_there_is_told() -> None:
+    with pytest.raises(DeviceError, match="cuda:99"):
+        run_digest("0" * 64, PredictConfig(device="cuda:99"))

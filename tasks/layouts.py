@@ -21,7 +21,7 @@ from typing import Literal
 
 from tasks import split_files, stores
 from tasks.dataset import DatasetError, Finding
-from tasks.pairing import Files, Pair, Part, pair_files, seeded_split
+from tasks.pairing import Files, Found, Pair, pair_files, seeded_split
 from tasks.split_files import SPLIT_NAMES, Lists
 
 Layout = Literal["auto", "voc", "camvid", "folders"]
@@ -119,8 +119,8 @@ def find_samples(
     findings: list[Finding] = []
     parts = _LAYOUTS[name](tree)
     for part in parts:
-        found, missing = pair_files(part)
-        pairs += found if part.split else seeded_split(found, val_fraction, seed)
+        paired, missing = pair_files(part)
+        pairs += paired if part.split else seeded_split(paired, val_fraction, seed)
         findings += missing
     findings += _unlisted(parts)
     if not pairs and not findings:
@@ -169,7 +169,7 @@ def _hint(tree: _Tree, fitting: list[str]) -> str:
     return ""
 
 
-def _voc(tree: _Tree) -> list[Part]:
+def _voc(tree: _Tree) -> list[Found]:
     images, masks = tree.images("JPEGImages"), tree.images("SegmentationClass")
     folder = "ImageSets/Segmentation/"
     lists = tree.lists(folder)
@@ -179,9 +179,9 @@ def _voc(tree: _Tree) -> list[Part]:
     return _listed(images, masks, lists, "JPEGImages")
 
 
-def _camvid(tree: _Tree) -> list[Part]:
+def _camvid(tree: _Tree) -> list[Found]:
     return [
-        Part(
+        Found(
             images=tree.images(split, f"{split}/"),
             masks=tree.images(f"{split}annot", f"{split}/"),
             split=split,
@@ -191,13 +191,13 @@ def _camvid(tree: _Tree) -> list[Part]:
     ]
 
 
-def _folders(tree: _Tree) -> list[Part]:
+def _folders(tree: _Tree) -> list[Found]:
     images, masks = tree.images("images"), tree.images("masks")
     folders = {_first(key) for key in images}
     if folders and folders <= {f"{name}/" for name in SPLIT_NAMES}:
         folders |= {_first(key) for key in masks} & {f"{name}/" for name in SPLIT_NAMES}
         return [
-            Part(
+            Found(
                 images={key: found for key, found in images.items() if key.startswith(folder)},
                 masks={key: found for key, found in masks.items() if key.startswith(folder)},
                 split=SPLIT_NAMES[folder.rstrip("/")],
@@ -213,7 +213,7 @@ def _folders(tree: _Tree) -> list[Part]:
     return _listed(images, masks, lists, "images")
 
 
-_LAYOUTS: Mapping[str, Callable[[_Tree], list[Part]]] = {
+_LAYOUTS: Mapping[str, Callable[[_Tree], list[Found]]] = {
     "voc": _voc,
     "camvid": _camvid,
     "folders": _folders,
@@ -225,13 +225,13 @@ _FITS: Mapping[str, Callable[[Callable[..., bool]], bool]] = {
 }
 
 
-def _listed(images: Files, masks: Files, lists: Lists, folder: str) -> list[Part]:
-    """A part per list; without lists one part of everything."""
+def _listed(images: Files, masks: Files, lists: Lists, folder: str) -> list[Found]:
+    """What each list names; without lists everything."""
     if not lists:
-        return [Part(images=images, masks=masks)]
+        return [Found(images=images, masks=masks)]
     keys = images.keys() | masks.keys()
     return [
-        Part(
+        Found(
             images=images,
             masks=masks,
             split=split,
@@ -241,7 +241,7 @@ def _listed(images: Files, masks: Files, lists: Lists, folder: str) -> list[Part
     ]
 
 
-def _unlisted(parts: list[Part]) -> list[Finding]:
+def _unlisted(parts: list[Found]) -> list[Finding]:
     """A warning about pairs that no list asks for."""
     if parts[0].keys is None:
         return []

@@ -27,7 +27,7 @@ class Pair:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Found:
     """Files to pair. ``keys``: those that a list asks for, else all; no split: to be seeded."""
 
     images: Files
@@ -36,21 +36,21 @@ class Part:
     keys: Collection[str] | None = None
 
 
-def pair_files(part: Part) -> tuple[list[Pair], list[Finding]]:
-    """The pairs of a part, in the order of their keys, and a finding per key without one."""
+def pair_files(found: Found) -> tuple[list[Pair], list[Finding]]:
+    """The pairs in the order of their keys, and a finding per key without one."""
     masks: dict[str, list[Entry]] = defaultdict(list)
-    for name, entries in part.masks.items():
-        masks[_mask_key(name, part.images)] += entries
-    keys = sorted(part.images.keys() | masks.keys() if part.keys is None else part.keys)
-    if part.split and keys and not any(masks.get(key) for key in keys):
-        return [], [_unlabelled(part.split, len(keys))]
+    for name, entries in found.masks.items():
+        masks[_mask_key(name, found.images)] += entries
+    keys = sorted(found.images.keys() | masks.keys() if found.keys is None else found.keys)
+    if found.split and keys and not any(masks.get(key) for key in keys):
+        return [], [_unlabelled(found.split, len(keys))]
     pairs, findings = [], []
     for key in keys:
-        image_files, mask_files = part.images.get(key, []), masks.get(key, [])
+        image_files, mask_files = found.images.get(key, []), masks.get(key, [])
         if len(image_files) == len(mask_files) == 1:
-            pairs.append(_make_pair(key, part.split, image_files[0], mask_files[0]))
+            pairs.append(_make_pair(key, found.split, image_files[0], mask_files[0]))
         else:
-            findings.append(_unpaired(key, part.split, image_files, mask_files))
+            findings.append(_unpaired(key, found.split, image_files, mask_files))
     return pairs, findings
 
 

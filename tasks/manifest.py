@@ -110,7 +110,7 @@ def manifest_url(output_url: str, run: int) -> str:
 def collect(
     collection_url: str, output_url: str, *, include: Sequence[str], exclude: Sequence[str] = ()
 ) -> Iterator[Entry]:
-    """The images of a collection, sorted by key and streamed; what we wrote is none of them.
+    """The images of a collection, sorted by key and streamed, without this output.
 
     Args:
         collection_url: A prefix, a prefix and a glob, or one object.

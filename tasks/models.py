@@ -49,7 +49,7 @@ def load_model(model: Entry, config: PredictConfig) -> LoadedModel:
     Raises:
         StoreError: the file cannot be read.
         CheckpointError: it is no model file of ours, or damaged.
-        ValueError: a device this machine does not have.
+        DeviceError: a device this machine does not have.
     """
     key = (model, config.device, config.precision, config.batch_size, config.tile_size)
     with _lock:

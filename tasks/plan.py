@@ -53,7 +53,7 @@ def plan_run(collection_url: str, model_url: str, output_url: str, config: Predi
         StoreError: a URL that holds credentials, does not exist or cannot be written; a
             collection without images.
         CheckpointError: a model file that cannot be used.
-        ValueError: a device this machine does not have.
+        DeviceError: a device this machine does not have.
     """
     stores.require_no_credentials(collection_url, output_url)
     stores.require_writable(output_url)

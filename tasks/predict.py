@@ -9,6 +9,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture, as_completed
+from prefect.runtime import task_run
 from prefect.tasks import Task, exponential_backoff
 
 from tasks import parts, stores
@@ -31,6 +32,9 @@ __all__ = [
 
 MAX_FAILED_SHARDS = 3
 """Shards that may fail before no further one is begun: by then it is not the images."""
+
+RETRIES = 4
+"""Further attempts at a shard whose store is out, with growing pauses."""
 
 NUM_FAILURES = 20
 """Failed images that the run's page names."""
@@ -113,7 +117,7 @@ def _is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bo
     task_run_name="shard-{number:05d}",
     cache_policy=NO_CACHE,
     persist_result=False,
-    retries=4,
+    retries=RETRIES,
     retry_delay_seconds=exponential_backoff(backoff_factor=5),
     retry_jitter_factor=1,
     retry_condition_fn=_is_transient,
@@ -129,7 +133,14 @@ def segment_shard(
         progress.advance(count)
 
     try:
-        report = write_part(manifest, number, model_url, config, advance=advance)
+        report = write_part(
+            manifest,
+            number,
+            model_url,
+            config,
+            advance=advance,
+            last_attempt=task_run.run_count > RETRIES,
+        )
     except Exception:
         progress.advance(-sum(counted))  # the next attempt counts them again
         raise

@@ -112,7 +112,7 @@ def segment(
 
     def read(window: Sequence[Entry]) -> list[bytes | ReadError]:
         with seconds.measure("read"):
-            return read_objects(window, last_attempt=last_attempt)
+            return read_objects(window, last_attempt=last_attempt, max_bytes=config.max_image_bytes)
 
     rows: list[Row] = []
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(THREADS) as pool:

@@ -73,6 +73,11 @@ class PredictConfig(BaseModel):
         le=MAX_PIXELS,
         description="Images with more pixels, by their header, become failed rows undecoded.",
     )
+    max_image_bytes: int = Field(
+        512 << 20,
+        ge=1,
+        description="Larger image files become failed rows, unread where their size is listed.",
+    )
     max_failed: float = Field(
         0.01,
         ge=0,
@@ -131,6 +136,7 @@ def run_digest(model_digest: str, config: PredictConfig) -> str:
         "sinks": sorted(set(config.sinks)),
         "precision": resolve_precision(find_device(config.device), config.precision),
         "max_image_pixels": config.max_image_pixels,
+        "max_image_bytes": config.max_image_bytes,
         "lenient": config.lenient,
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tasks import reading, stores
-from tasks.reading import ObjectChanged, ObjectVanished, ReadFailed, read_objects
+from tasks.reading import ObjectChanged, ObjectTooLarge, ObjectVanished, ReadFailed, read_objects
 from tasks.stores import Entry
 from tests.tasks.pictures import put
 
@@ -110,6 +110,24 @@ def test_last_attempt_tells_a_lone_object_from_a_store_that_is_out(site: Site) -
 
 def test_unknown_sizes_are_read_whole(site: Site) -> None:
     assert read_objects([site.entry("0/a", size=stores.UNKNOWN_SIZE)]) == [b"x"]
+
+
+def test_objects_above_the_limit_are_not_read(site: Site) -> None:
+    unknown = site.entry("0/a", size=stores.UNKNOWN_SIZE)
+    listed, lone = read_objects([site.entry("0/b", size=2_000), unknown], max_bytes=1)
+    assert isinstance(listed, ObjectTooLarge)
+    assert "2,000 bytes; at most 1 are read" in str(listed)
+    assert lone == b"x"
+    assert site.asked == {"/0/a": 1}
+
+
+def test_object_of_unknown_size_is_read_up_to_the_limit(tmp_path: Path) -> None:
+    put(str(tmp_path), {"a": b"1234"})
+    entry = Entry(key="a", url=f"{tmp_path}/a", size=stores.UNKNOWN_SIZE, etag="")
+    assert read_objects([entry], max_bytes=4) == [b"1234"]
+    [found] = read_objects([entry], max_bytes=3)
+    assert isinstance(found, ObjectTooLarge)
+    assert "more than 3 bytes" in str(found)
 
 
 def test_nothing_to_read() -> None:

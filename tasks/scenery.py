@@ -119,12 +119,17 @@ def paint_sky(rng: np.random.Generator, canvas: Canvas, land: Land) -> None:
     canvas.paint(everywhere, mix(sky, cloud.clip(0, 255), 0.92 * veil), SKY)
 
 
+def _outline(rng: np.random.Generator, canvas: Canvas, size: float, octaves: int) -> Array:
+    """The height of a ridge or hill from 0 to 1, for each column."""
+    row = canvas.window(0, 0, canvas.shape[1], 0)
+    return np.asarray(noise(rng, row, size, octaves=octaves)[0])
+
+
 def paint_mountains(rng: np.random.Generator, canvas: Canvas, land: Land) -> None:
     """Two ranges with lit and shaded flanks, the far one paler, with snow on what is high."""
     canvas = canvas.window(0, land.horizon - 80 * canvas.unit, land.width, land.horizon + 2)
     for reach, haze in ((rng.uniform(52, 74), 0.45), (rng.uniform(26, 44), 0.18)):
-        outline = 0.85 * noise(rng, canvas, 56 * canvas.unit, octaves=5)[0]
-        outline += 0.15 * noise(rng, canvas, 12 * canvas.unit, octaves=3)[0]
+        outline = _outline(rng, canvas, 56 * canvas.unit, octaves=5)
         ridge = land.horizon - canvas.unit * reach * (0.2 + 0.8 * outline)
         folds = np.abs(noise(rng, canvas, 30 * canvas.unit, octaves=5, stretch=0.7) - 0.5)
         slope = np.gradient(ridge)[None, :] * 0.35 + np.gradient(folds, axis=1) * 30
@@ -142,7 +147,7 @@ def paint_meadow(rng: np.random.Generator, canvas: Canvas, land: Land) -> None:
     """Rolling hills behind, then grass with blades and flowers that grow towards us."""
     unit, light = canvas.unit, land.light
     canvas = canvas.window(0, land.horizon - 10 * unit, land.width, land.bottom)
-    hills = land.horizon - unit * rng.uniform(3, 9) * noise(rng, canvas, 60 * unit, octaves=2)[0]
+    hills = land.horizon - unit * rng.uniform(3, 9) * _outline(rng, canvas, 60 * unit, octaves=2)
     near = land.depth(canvas.y)
     far_green = mix(light.grass, light.horizon, 0.25)
     green = mix(far_green, rgb(light.grass) * 0.86, near)

@@ -24,6 +24,9 @@ from tasks.runs import Row, Run, claim
 NUM_ROWS = 200
 """Lines of metrics.jsonl for a whole training: enough for a curve."""
 
+LOG_SECONDS = 5
+"""Least seconds between two lines of the log."""
+
 STATE_SECONDS = 60
 """Least seconds between two states: what a killed training loses at most."""
 
@@ -95,7 +98,7 @@ class _Recorder:
         self.recent: list[Step] = []
         self.val = open_split(info, "val") if "val" in info.splits else None
         self.info = info
-        self.saved = time.monotonic()
+        self.saved = self.logged = time.monotonic()
 
     def record(self) -> None:
         """Train to the end."""
@@ -121,6 +124,9 @@ class _Recorder:
         row = summary(self.recent)
         self.recent.clear()
         self.rows.append(row)
+        if time.monotonic() - self.logged < LOG_SECONDS and not last:
+            return
+        self.logged = time.monotonic()
         self.logger.info(
             "epoch %d of %d, step %s of %s: loss %.4f, learning rate %.2e, %.1f images/s, "
             "waited %.0f %%",

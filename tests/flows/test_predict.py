@@ -159,20 +159,28 @@ def test_too_many_failures_end_the_run_failed_with_everything_kept(
         predict(collection, model, output, strict)
 
 
-def test_shard_that_fails_leaves_the_others_done(
+def test_mask_that_cannot_be_named_is_a_failed_row(
     collection: str, model: str, output: str, rng: np.random.Generator
 ) -> None:
     name = "4" + "x" * 247 + ".png"  # its mask would need a name of 256 bytes
     put(collection, {name: encoded(pixels(rng))})
-    config = CONFIG.model_copy(update={"sinks": ("parquet", "png"), "images_per_shard": 3})
+    config = CONFIG.model_copy(
+        update={"sinks": ("parquet", "png"), "images_per_shard": 3, "max_failed": 1.0}
+    )
+    summary = predict(collection, model, output, config)
+    failures = parts.failures(output, 0, 10)
+    assert {row["key"]: row["error_class"] for row in failures}[name] == "MaskNotSaved"
+    assert summary.rows == summary.ok + summary.failed
+    assert parts.listed(output) == {0: [0, 1, 2, 3]}
 
-    with pytest.raises(
-        PredictError,
-        match=r"1 of 4 shards failed; first: shard-00001: OSError: .*File name too long",
-    ):
-        predict(collection, model, output, config)
 
-    assert parts.listed(output) == {0: [0, 2, 3]}
+def test_shards_that_fail_are_told_and_no_index_is_written(
+    collection: str, model: str, output: str
+) -> None:
+    Path(output, "parts").mkdir(parents=True)
+    Path(output, "parts", "run=00000").write_text("a file where a folder must be")
+    with pytest.raises(PredictError, match=r"3 of 3 shards failed; first: shard-00000: StoreError"):
+        predict(collection, model, output, CONFIG)
     assert not stores.exists(f"{output}/_index.json")
 
 

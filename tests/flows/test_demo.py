@@ -8,7 +8,7 @@ from fcn.masks import decode_mask
 from flows.demo import closing_lines, demo
 from tasks.demo import DemoSummary
 
-SMALL = {"num_train": 3, "num_val": 1, "num_unlabelled": 7, "epochs": 1}
+SMALL = {"num_train": 3, "num_val": 1, "num_unlabelled": 11, "epochs": 1}
 
 
 @pytest.fixture(scope="module")
@@ -21,11 +21,11 @@ def made(prefect_server, tmp_path_factory) -> tuple[Path, DemoSummary]:
 def test_the_demo_leaves_masks_report_and_contact_sheet(made):
     folder, summary = made
     assert 0 < summary.mean_iu < 1
-    assert (summary.num_images, summary.num_masks) == (7, 6)
+    assert (summary.num_images, summary.num_masks) == (11, 10)
     assert Path(summary.report_url).read_text().startswith("<!doctype html>")
     with Image.open(summary.sheet_url) as sheet:
         assert sheet.width > 600
-    assert len(list((folder / "prediction" / "masks").rglob("*.png"))) == 6
+    assert len(list((folder / "prediction" / "masks").rglob("*.png"))) == 10
 
 
 def test_the_damaged_image_is_named_with_its_reason(made):
@@ -53,5 +53,5 @@ def test_the_same_call_again_changes_nothing(made):
 def test_the_closing_lines_say_where_to_look(made):
     _, summary = made
     text = "\n".join(closing_lines(summary))
-    for part in (summary.sheet_url, summary.report_url, summary.output_url, "6 of 7", "make ui"):
+    for part in (summary.sheet_url, summary.report_url, summary.output_url, "10 of 11", "make ui"):
         assert part in text

@@ -38,7 +38,10 @@ def create(path: Path, source: BinaryIO) -> None:
 @contextlib.contextmanager
 def _written_beside(path: Path, source: BinaryIO) -> Iterator[Path]:
     """A temporary file beside ``path`` that holds ``source`` on disk; gone afterwards."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:  # not the name that is asked for: a file above it
+        raise NotADirectoryError(errno.ENOTDIR, "a file lies in the way", path.parent) from error
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"  # short: a name has 255 bytes
     try:
         with temporary.open("xb") as file:

@@ -383,3 +383,11 @@ def test_relative_and_home_paths_are_made_absolute(monkeypatch: pytest.MonkeyPat
 )
 def test_only_errors_that_may_pass_are_transient(error: Exception, transient: bool) -> None:
     assert stores.is_transient(error) is transient
+
+
+def test_a_file_in_the_way_is_not_taken_for_the_object(tmp_path: Path) -> None:
+    (tmp_path / "folder").write_text("a file")
+    with pytest.raises(StoreError, match="folder"):
+        stores.create_bytes(str(tmp_path / "folder" / "part"), b"data")
+    with pytest.raises(StoreError, match="folder"):
+        stores.write_bytes(str(tmp_path / "folder" / "part"), b"data")

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fcn.device import Device, Precision, find_device, resolve_precision
 from fcn.images import MAX_PIXELS
 from fcn.masks import MaskFormat
+from tasks.reading import MAX_BYTES
 
 Sink = Literal["parquet", "png"]
 
@@ -74,7 +75,7 @@ class PredictConfig(BaseModel):
         description="Images with more pixels, by their header, become failed rows undecoded.",
     )
     max_image_bytes: int = Field(
-        512 << 20,
+        MAX_BYTES,
         ge=1,
         description="Larger image files become failed rows, unread where their size is listed.",
     )

@@ -1,10 +1,14 @@
-"""``python -m fcn predict IMAGE... --model model.safetensors --out DIR``.
+"""Local images and models, without Prefect.
 
-Segments local images: ``DIR/STEM.png`` is the mask (a palette PNG whose indices are class
-ids), ``DIR/STEM-overlay.jpg`` the image under its classes' colours. An image that cannot be
-read is reported and the others go on.
+``python -m fcn predict IMAGE... --model model.safetensors --out DIR`` segments images:
+``DIR/STEM.png`` is the mask (a palette PNG whose indices are class ids),
+``DIR/STEM-overlay.jpg`` the image under its classes' colours. An image that cannot be read is
+reported and the others go on.
 
-Exit status: 0 done, 1 at least one image failed, 2 bad arguments.
+``python -m fcn export --model model.safetensors --out net.onnx [--labels]`` writes the model
+for other runtimes (`fcn.export`): ONNX, or with the suffix ``.pt2`` a program of torch.export.
+
+Exit status: 0 done, 1 at least one image or the export failed, 2 bad arguments.
 """
 
 import argparse
@@ -13,9 +17,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from fcn.checkpoint import load
+from fcn.checkpoint import Model, load
 from fcn.draw import jpeg_bytes, overlay
 from fcn.errors import FcnError
+from fcn.export import to_onnx, to_torch_export
 from fcn.images import decode_image
 from fcn.masks import encode_mask
 from fcn.predict import Predictor
@@ -25,18 +30,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    status: int = options.run(options, parser)
+    return status
+
+
+def _predict(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     clash = _clash(options.images, options.out)
     if clash:
         parser.error(clash)
+    model = _load(options.model, parser)
     try:
-        predictor = Predictor(load(options.model), device=options.device)
+        predictor = Predictor(model, device=options.device)
         options.out.mkdir(parents=True, exist_ok=True)
-    except (FcnError, OSError, ValueError) as error:
-        parser.error(f"{options.model}: {error}" if isinstance(error, FcnError) else str(error))
+    except (FcnError, OSError) as error:
+        parser.error(str(error))
     failed = [path for path in options.images if not _segment(path, predictor, options.out)]
     if failed:
         print(f"error: {len(failed)} of {len(options.images)} images failed", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    if options.out.suffix not in _WRITERS:
+        parser.error(f"--out {options.out} must end in {' or '.join(_WRITERS)}")
+    model = _load(options.model, parser)
+    try:
+        _WRITERS[options.out.suffix](model, options.out, labels=options.labels)
+    except (ModuleNotFoundError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{options.model} -> {options.out}")
+    return 0
+
+
+_WRITERS = {".onnx": to_onnx, ".pt2": to_torch_export}
+
+
+def _load(path: Path, parser: argparse.ArgumentParser) -> Model:
+    try:
+        return load(path)
+    except FcnError as error:
+        parser.error(f"{path}: {error}")
+    except OSError as error:
+        parser.error(str(error))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,6 +87,17 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--model", required=True, type=Path, help="a model.safetensors")
     predict.add_argument("--out", required=True, type=Path, metavar="DIR", help="made if absent")
     predict.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (%(default)s)")
+    predict.set_defaults(run=_predict)
+    export = verbs.add_parser(
+        "export",
+        help="write a model for other runtimes",
+        description="Write a model as ONNX (.onnx) or as a program of torch.export (.pt2): RGB "
+        "bytes N x 3 x H x W of any size in, scores or labels out.",
+    )
+    export.add_argument("--model", required=True, type=Path, help="a model.safetensors")
+    export.add_argument("--out", required=True, type=Path, help="a file .onnx or .pt2")
+    export.add_argument("--labels", action="store_true", help="classes in place of scores")
+    export.set_defaults(run=_export)
     return parser
 
 

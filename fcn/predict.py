@@ -92,11 +92,7 @@ class Predictor:
         Raises:
             ValueError: An array that is no such image.
         """
-        for image in images:
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-                raise ValueError(
-                    f"an image must be uint8 H x W x 3, found {image.dtype} {image.shape}"
-                )
+        check_images(images)
         done: dict[int, Prediction] = {}
         by_size = sorted(range(len(images)), key=lambda index: images[index].shape)
         for shape, group in itertools.groupby(by_size, key=lambda index: images[index].shape):
@@ -147,6 +143,17 @@ class Predictor:
             scores = self.net(self.model.input.normalise(images))
         best, labels = scores.float().max(dim=1)
         return labels, (best - scores.float().logsumexp(dim=1)).exp()
+
+
+def check_images(images: Sequence[np.ndarray]) -> None:
+    """Find out whether arrays are RGB images, uint8 ``H x W x 3``.
+
+    Raises:
+        ValueError: an array that is no such image.
+    """
+    for image in images:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(f"an image must be uint8 H x W x 3, found {image.dtype} {image.shape}")
 
 
 def _batches(indices: list[int], size: int) -> Iterator[list[int]]:

@@ -76,7 +76,7 @@ class Upscore(nn.Module):
     def _matrix(self, cells: int, like: Tensor) -> Tensor:
         """The weight of every coarse cell in every fine one, ``(factor * cells + …) x cells``."""
         coarse = torch.arange(-self.border, cells + self.border, device=like.device)
-        size = self.factor * (len(coarse) - 1) + self.kernel_size
+        size = self.factor * (coarse.shape[0] - 1) + self.kernel_size
         fine = torch.arange(size, device=like.device)
         place = self.factor * (coarse + self.border) + self.centre
         weight = (1 - (fine[:, None] - place).abs() / self.factor).clamp(min=0)

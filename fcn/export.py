@@ -1,0 +1,143 @@
+"""Models for other runtimes: ONNX and torch.export, whole from the image to the labels.
+
+What is exported takes RGB bytes, ``N x 3 x H x W`` uint8: channel order and normalisation are
+inside, so that no runtime has to repeat them. Batch, height and width are free. With
+``labels`` it gives the class of every pixel, ``N x H x W`` (uint8, int32 above 256 classes),
+else the scores, ``N x C x H x W`` float32. Input and output are named ``image`` and ``labels``
+or ``scores``; the file's metadata hold, under ``fcn``, the classes and their colours as JSON.
+"""
+
+import json
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim
+
+from fcn.checkpoint import Model, versions
+
+METADATA_KEY = "fcn"
+
+_EXAMPLE = (2, 67, 99)  # images, height, width: unlike each other, and no multiples of a stride
+
+
+class Pixels(nn.Module):
+    """What is exported: a network with the input of a model, and with its argmax on request."""
+
+    def __init__(self, model: Model, *, labels: bool) -> None:
+        super().__init__()
+        self.net, self.input, self.labels = model.net, model.input, labels
+        self.dtype = torch.uint8 if len(model.classes) <= 256 else torch.int32
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Scores or labels of RGB images uint8 ``N x 3 x H x W``."""
+        scores: Tensor = self.net(self.input.normalise(image))
+        return scores.argmax(dim=1).to(self.dtype) if self.labels else scores
+
+
+def to_onnx(model: Model, file: str | Path | BinaryIO, *, labels: bool = False) -> None:
+    """Write a model as an ONNX file for images of any size, 1 x 1 and larger.
+
+    Args:
+        model: a trained model; its network is put into evaluation mode.
+        file: Where to.
+        labels: Give the class of every pixel in place of scores.
+
+    Raises:
+        ModuleNotFoundError: the extra ``export`` is not installed.
+        OSError: the file cannot be written.
+    """
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"ONNX export needs {' and '.join(missing)}: pip install 'fcn-flows[export]'"
+        )
+    module, example = _prepared(model, labels)
+    program = torch.onnx.export(
+        module,
+        (example,),
+        dynamo=True,
+        dynamic_shapes={"image": {0: "batch", 2: "height", 3: "width"}},
+        input_names=["image"],
+        output_names=["labels" if labels else "scores"],
+        verbose=False,
+    )
+    assert program is not None
+    exported = program.model_proto
+    _name_sizes(exported.graph.output[0])
+    _forget_sources(exported.graph)
+    entry = exported.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, _card(model)
+    _write(file, exported.SerializeToString())
+
+
+def to_torch_export(model: Model, file: str | Path | BinaryIO, *, labels: bool = False) -> None:
+    """Write a model as an exported program of PyTorch, for `torch.export.load`.
+
+    Height and width must be above the stride of the deepest map (`FCN.coarsest`: 32, for
+    SqueezeNet 16); the program refuses smaller images. The JSON is an extra file named
+    ``fcn``. `torch.export.load` unpickles, so it is for files whose origin is known.
+
+    Args:
+        model: a trained model; its network is put into evaluation mode.
+        file: Where to.
+        labels: Give the class of every pixel in place of scores.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    module, example = _prepared(model, labels)
+    sizes = {"image": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
+    program = torch.export.export(module, (example,), dynamic_shapes=sizes)
+    for part in program.graph_module.modules():
+        for node in part.graph.nodes if isinstance(part, fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # names files of the machine that exported
+    buffer = BytesIO()
+    torch.export.save(program, buffer, extra_files={METADATA_KEY: _card(model)})
+    _write(file, buffer.getvalue())
+
+
+def _prepared(model: Model, labels: bool) -> tuple[Pixels, Tensor]:
+    """The module to export and images to trace it with."""
+    num_images, height, width = _EXAMPLE
+    device = next(model.net.parameters()).device
+    example = torch.zeros(num_images, 3, height, width, dtype=torch.uint8, device=device)
+    return Pixels(model, labels=labels).eval(), example
+
+
+def _card(model: Model) -> str:
+    """What a user of the file has to know, as JSON."""
+    net = model.net
+    return json.dumps(
+        {
+            "architecture": "FCN",
+            "backbone": net.backbone,
+            "stride": net.stride,
+            "geometry": net.geometry,
+            "classes": model.classes.to_json(),
+            "ignore_index": model.classes.ignore_index,
+            "facts": {"versions": versions(), **model.facts},
+        }
+    )
+
+
+def _name_sizes(output: Any) -> None:
+    """Call the output's sizes what they are: the exporter writes formulas of the input's."""
+    dims = output.type.tensor_type.shape.dim
+    dims[0].dim_param, dims[-2].dim_param, dims[-1].dim_param = "batch", "height", "width"
+
+
+def _forget_sources(graph: Any) -> None:
+    """Drop the stack traces, which name files of the machine that exported."""
+    for entry in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+        entry.ClearField("metadata_props")
+
+
+def _write(file: str | Path | BinaryIO, data: bytes) -> None:
+    if isinstance(file, str | Path):
+        Path(file).write_bytes(data)
+    else:
+        file.write(data)

@@ -108,12 +108,12 @@ class Scores:
     @property
     def mean_accuracy(self) -> float:
         """Mean of `accuracy` over the classes that occur in truth."""
-        return _mean(self.accuracy)
+        return mean_of_known(self.accuracy)
 
     @property
     def mean_iu(self) -> float:
         """Mean of `iu` over the classes present in truth or prediction."""
-        return _mean(self.iu)
+        return mean_of_known(self.iu)
 
     @property
     def frequency_weighted_iu(self) -> float:
@@ -157,6 +157,7 @@ def _ratio(part: Any, whole: Any) -> NDArray[np.float64]:
     return ratio
 
 
-def _mean(values: NDArray[np.float64]) -> float:
+def mean_of_known(values: NDArray[np.float64]) -> float:
+    """Mean of the values that are a number; nan if none is."""
     present = values[~np.isnan(values)]
     return float(present.mean()) if present.size else float("nan")

@@ -2,24 +2,27 @@
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
-import numpy as np
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from pydantic import BaseModel, ConfigDict, Field
 
+from fcn import evaluate as scoring
+from fcn.averaging import AveragedPredictor
 from fcn.checkpoint import Model, load
 from fcn.device import Device, Precision
 from fcn.errors import CheckpointError
-from fcn.evaluate import Scored, score_samples
-from fcn.metrics import Scores
+from fcn.evaluate import Scored, SplitScores, score_samples
 from fcn.predict import Predictor
 from tasks import stores
 from tasks.artifacts import Progress, publish_markdown, publish_table
 from tasks.dataset import DatasetInfo, Samples, open_split
-from tasks.report import Example, Report, choose_examples, markdown, percent, write_report
+from tasks.image_scores import hardest, write_image_scores
+from tasks.report import Example, Report, choose_examples, markdown, write_report
+from tasks.report_data import percent, span
 from tasks.runs import Row
 
 
@@ -35,6 +38,17 @@ class EvaluateConfig(BaseModel):
     precision: Precision = Field(
         "auto", description="The network's arithmetic; auto is bf16 on a GPU, fp32 elsewhere."
     )
+    flip: bool = Field(
+        False,
+        description="Look at the mirror image too and average the probabilities; costs twice.",
+    )
+    scales: tuple[Annotated[float, Field(gt=0, le=8)], ...] = Field(
+        (1.0,),
+        min_length=1,
+        description="Sizes at which to look at every image, as multiples of its own; the "
+        "probabilities are averaged. With flip or with other scales than 1 images run whole, "
+        "however large.",
+    )
     num_examples: int = Field(
         3, ge=0, le=50, description="Images shown of each kind: best, typical, worst."
     )
@@ -46,46 +60,60 @@ class Evaluation:
 
     Attributes:
         split: name of the split.
-        scores: of the whole split.
+        result: scores of the whole split, and of each sample alone.
         keys: keys of its samples.
-        image_scores: mean IU of each sample alone.
         examples: best, typical and worst samples with their predictions.
         model: the model, for what its card says.
         model_digest: SHA-256 of the model's file.
+        config: how it was looked at.
     """
 
     split: str
-    scores: Scores
+    result: SplitScores
     keys: Sequence[str]
-    image_scores: Sequence[float]
     examples: Sequence[Example]
     model: Model
     model_digest: str
+    config: EvaluateConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSummary:
     """The figures of an evaluation, and where its report is.
 
+    Bounds are those of a 95 % bootstrap interval over the images (`fcn.intervals`).
+
     Attributes:
         split: name of the split.
         num_images: images in it.
         mean_iu: over the classes present in truth or prediction.
-        num_present: how many these are.
+        mean_iu_low: its lower bound; nan for a single image.
+        mean_iu_high: its upper bound.
+        num_present: how many classes are present.
         pixel_accuracy: share of the right pixels.
+        pixel_accuracy_low: its lower bound.
+        pixel_accuracy_high: its upper bound.
         mean_accuracy: mean over the classes of their accuracy.
         frequency_weighted_iu: IU weighted by how often a class occurs.
+        boundary_f1: how well outlines are met, mean over the classes (`fcn.boundary`).
         report_url: the report, an HTML page.
+        images_url: the scores of every image, a Parquet file.
     """
 
     split: str
     num_images: int
     mean_iu: float
+    mean_iu_low: float
+    mean_iu_high: float
     num_present: int
     pixel_accuracy: float
+    pixel_accuracy_low: float
+    pixel_accuracy_high: float
     mean_accuracy: float
     frequency_weighted_iu: float
+    boundary_f1: float
     report_url: str
+    images_url: str
 
 
 @task(task_run_name="claim the report's place", cache_policy=NO_CACHE)
@@ -114,22 +142,24 @@ def score_split(
     samples = open_split(info, split)
     data = stores.read_bytes(model_url)
     model = load_for(info, data, model_url)
-    predictor = Predictor(model, device=config.device, precision=config.precision)
+    predictor = make_predictor(model, config)
     start = time.monotonic()
-    matrices = []
     with Progress("evaluate-progress", total=len(samples), description="Evaluating") as progress:
-        for scored in score_samples(predictor, samples):
-            matrices.append(scored.confusion)
-            progress.advance()
-    scores = Scores(np.sum(matrices, axis=0))
-    image_scores = [Scores(matrix).mean_iu for matrix in matrices]
+        result = scoring.score_split(
+            _advancing(score_samples(predictor, samples), progress), info.classes
+        )
     seconds = time.monotonic() - start
+    scores, intervals = result.scores, result.intervals
     logger.info(
-        "mean IU %s over %d of %d classes, pixel accuracy %s; %s images of %s in %.1f s (%.1f/s)",
+        "mean IU %s%s over %d of %d classes, pixel accuracy %s%s, boundary F1 %s; "
+        "%s images of %s in %.1f s (%.1f/s)",
         percent(scores.mean_iu),
+        span(intervals.mean_iu, " (%s)"),
         scores.num_present,
         len(info.classes),
         percent(scores.pixel_accuracy),
+        span(intervals.pixel_accuracy, " (%s)"),
+        percent(result.mean_boundary_f1),
         f"{len(samples):,}",
         split,
         seconds,
@@ -137,12 +167,12 @@ def score_split(
     )
     return Evaluation(
         split=split,
-        scores=scores,
+        result=result,
         keys=samples.keys,
-        image_scores=image_scores,
-        examples=_examples(predictor, samples, image_scores, config.num_examples),
+        examples=_examples(predictor, samples, result, config.num_examples),
         model=model,
         model_digest=hashlib.sha256(data).hexdigest(),
+        config=config,
     )
 
 
@@ -151,31 +181,60 @@ def report_evaluation(
     evaluation: Evaluation, info: DatasetInfo, report_url: str, metrics: Sequence[Row] = ()
 ) -> EvaluateSummary:
     """Write the report, and show figures, pictures and the hardest images on the run's page."""
+    result, keys = evaluation.result, evaluation.keys
+    hardest_rows = hardest(keys, result.images)
     report = Report(
         title=f"{_name(evaluation.model)} on {evaluation.split}",
-        subtitle=f"{len(evaluation.keys):,} images of {info.source}, at their own resolution.",
-        scores=evaluation.scores,
+        subtitle=f"{len(keys):,} images of {info.source}, at their own resolution.",
+        result=result,
         classes=info.classes,
         metrics=metrics,
+        hardest=hardest_rows,
         examples=evaluation.examples,
         facts=_facts(evaluation, info),
     )
+    images_url = write_image_scores(report_url, keys, result.images)
     url = write_report(report_url, report)
     publish_markdown("evaluate-report", markdown(report), f"Report, also at {stores.redact(url)}")
-    publish_table("evaluate-classes", class_rows(evaluation.scores, info), "Figures of every class")
-    publish_table("evaluate-hardest", hardest(evaluation), "The images with the lowest mean IU")
+    publish_table("evaluate-classes", class_rows(result, info), "Figures of every class")
+    publish_table("evaluate-hardest", hardest_rows, "The images with the lowest mean IU")
     get_run_logger().info("report: %s", stores.redact(url))
-    scores = evaluation.scores
+    scores, intervals = result.scores, result.intervals
     return EvaluateSummary(
         split=evaluation.split,
-        num_images=len(evaluation.keys),
+        num_images=len(keys),
         mean_iu=scores.mean_iu,
+        mean_iu_low=intervals.mean_iu.low,
+        mean_iu_high=intervals.mean_iu.high,
         num_present=scores.num_present,
         pixel_accuracy=scores.pixel_accuracy,
+        pixel_accuracy_low=intervals.pixel_accuracy.low,
+        pixel_accuracy_high=intervals.pixel_accuracy.high,
         mean_accuracy=scores.mean_accuracy,
         frequency_weighted_iu=scores.frequency_weighted_iu,
+        boundary_f1=result.mean_boundary_f1,
         report_url=url,
+        images_url=images_url,
     )
+
+
+def make_predictor(model: Model, config: EvaluateConfig) -> Predictor | AveragedPredictor:
+    """What looks at the images: once each, or several times if the settings say so."""
+    if config.flip or config.scales != (1.0,):
+        return AveragedPredictor(
+            model,
+            flip=config.flip,
+            scales=config.scales,
+            device=config.device,
+            precision=config.precision,
+        )
+    return Predictor(model, device=config.device, precision=config.precision)
+
+
+def _advancing(samples: Iterator[Scored], progress: Progress) -> Iterator[Scored]:
+    for scored in samples:
+        yield scored
+        progress.advance()
 
 
 def load_for(info: DatasetInfo, data: bytes, model_url: str) -> Model:
@@ -198,28 +257,41 @@ def load_for(info: DatasetInfo, data: bytes, model_url: str) -> Model:
     return model
 
 
-def class_rows(scores: Scores, info: DatasetInfo) -> list[dict[str, object]]:
-    """A row per class, and one with the means."""
-    rows: list[dict[str, object]] = [
-        {"class": name, "IU": percent(iu), "accuracy": percent(accuracy), "pixels": f"{pixels:,}"}
-        for name, iu, accuracy, pixels in zip(
+def class_rows(result: SplitScores, info: DatasetInfo) -> list[dict[str, str]]:
+    """A row per class, and one with the means and their intervals."""
+    scores, intervals = result.scores, result.intervals
+    rows = [
+        {
+            "class": name,
+            "IU": percent(iu),
+            "accuracy": percent(accuracy),
+            "boundary F1": percent(boundary),
+            "pixels": f"{pixels:,}",
+        }
+        for name, iu, accuracy, boundary, pixels in zip(
             info.classes.names,
             scores.iu,
             scores.accuracy,
+            result.boundary_f1,
             scores.confusion.sum(axis=1),
             strict=True,
         )
     ]
-    mean = {"IU": percent(scores.mean_iu), "accuracy": percent(scores.mean_accuracy)}
-    total = f"{int(scores.confusion.sum()):,}"
-    return [*rows, {"class": f"mean of {scores.num_present}", **mean, "pixels": total}]
-
-
-def hardest(evaluation: Evaluation, count: int = 20) -> list[dict[str, object]]:
-    """The samples with the lowest mean IU, lowest first."""
-    scored = zip(evaluation.keys, evaluation.image_scores, strict=True)
-    ranked = sorted((score, key) for key, score in scored if not np.isnan(score))
-    return [{"image": key, "mean IU": percent(score)} for score, key in ranked[:count]]
+    mean = {
+        "class": f"mean of {scores.num_present}",
+        "IU": percent(scores.mean_iu) + span(intervals.mean_iu, " (%s)"),
+        "accuracy": percent(scores.mean_accuracy),
+        "boundary F1": percent(result.mean_boundary_f1),
+        "pixels": f"{int(scores.confusion.sum()):,}",
+    }
+    every = {
+        "class": "all pixels",
+        "IU": "",
+        "accuracy": percent(scores.pixel_accuracy) + span(intervals.pixel_accuracy, " (%s)"),
+        "boundary F1": "",
+        "pixels": "",
+    }
+    return [*rows, mean, every]
 
 
 def evaluation_split(info: DatasetInfo) -> str:
@@ -228,8 +300,9 @@ def evaluation_split(info: DatasetInfo) -> str:
 
 
 def _examples(
-    predictor: Predictor, samples: Samples, image_scores: Sequence[float], count: int
+    predictor: Predictor | AveragedPredictor, samples: Samples, result: SplitScores, count: int
 ) -> list[Example]:
+    image_scores = [image.mean_iu for image in result.images]
     chosen = choose_examples(image_scores, count) if count else {}
     order = [(group, index) for group, indices in chosen.items() for index in indices]
     scored = score_samples(predictor, (samples[index] for _, index in order))
@@ -258,6 +331,10 @@ def _facts(evaluation: Evaluation, info: DatasetInfo) -> dict[str, Mapping[str, 
     facts = evaluation.model.facts
     return {
         "Model": {"file digest": evaluation.model_digest, **facts.get("versions", {})},
+        "Evaluation": {
+            "mirror image too": "yes" if evaluation.config.flip else "no",
+            "scales": ", ".join(f"{scale:g}" for scale in evaluation.config.scales),
+        },
         "Dataset": {"source": info.source, "digest": info.digest},
         "Trained on": facts.get("dataset", {}),
         "Training": facts.get("config", {}),

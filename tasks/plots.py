@@ -1,4 +1,4 @@
-"""Plots of a run as PNG bytes: learning curves and the confusion matrix.
+"""Plots of a run as PNG bytes: learning curves, the confusion matrix, scores by image.
 
 Figures are made without pyplot, whose current figure is shared by all threads.
 """
@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, get_font
+from matplotlib.ticker import MaxNLocator
 
 from fcn.classes import Classes
 from fcn.metrics import Scores
@@ -92,6 +93,25 @@ def plot_confusion(scores: Scores, classes: Classes, theme: Theme = LIGHT) -> by
     bar = figure.colorbar(heat, ax=axes, fraction=0.04, pad=0.02, format=lambda x, _: f"{x:.0%}")
     bar.outline.set_visible(False)
     bar.ax.tick_params(colors=theme.ink, length=0, labelsize=8)
+    return _png(figure)
+
+
+def plot_images(mean_ius: Sequence[float], theme: Theme = LIGHT) -> bytes | None:
+    """How many images have which mean IU; None with fewer than two that have one."""
+    values = np.array([100 * value for value in mean_ius if not math.isnan(value)])
+    if len(values) < 2:
+        return None
+    figure = Figure(figsize=(7.4, 2.6), facecolor=theme.paper, layout="constrained")
+    axes = figure.add_subplot()
+    _style(axes, theme)
+    axes.hist(values, bins=range(0, 101, 4), color=theme.first, rwidth=0.92)
+    median = float(np.median(values))
+    axes.axvline(median, color=theme.second, linewidth=1.5, label=f"median {median:.1f}")
+    axes.set_xlim(0, 100)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("mean IU of the image alone, %", color=theme.ink)
+    axes.set_ylabel("images", color=theme.ink)
+    axes.legend(frameon=False, labelcolor=theme.ink, fontsize=8, loc="upper left")
     return _png(figure)
 
 

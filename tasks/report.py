@@ -16,9 +16,10 @@ from fcn.classes import Classes, Colour
 from fcn.draw import Panel, contact_sheet, png_bytes
 from tasks import markdown as md
 from tasks import stores
-from tasks.plots import DARK, plot_confusion, plot_curves
+from tasks.plots import DARK, LIGHT, Theme, plot_confusion, plot_curves, plot_images
 from tasks.report_data import (
     GROUPS,
+    INTERVAL_NOTE,
     PICTURE_WIDTH,
     Example,
     Report,
@@ -57,11 +58,14 @@ def write_report(url: str, report: Report) -> str:
 
 
 def render(report: Report) -> dict[str, bytes]:
-    """The files of a report by name: confusion.png, curves.png, examples.png, report.html.
+    """The files of a report by name: four plots as PNG, and report.html.
 
-    There are no curves without metrics, and no examples.png without examples.
+    There are no curves.png without metrics, no images.png with fewer than two scored images,
+    and no examples.png without examples.
     """
-    files = {"confusion.png": plot_confusion(report.scores, report.classes)}
+    files = {"confusion.png": plot_confusion(report.result.scores, report.classes)}
+    if images := _plot_images(report, LIGHT):
+        files["images.png"] = images
     if curves := plot_curves(report.metrics):
         files["curves.png"] = curves
     if report.examples:
@@ -72,15 +76,23 @@ def render(report: Report) -> dict[str, bytes]:
 
 def markdown(report: Report) -> str:
     """The report for Prefect's pages: figures, classes, plots and small overlays."""
-    header = ["", "class", "IU", "accuracy", "true pixels", "most often taken for"]
+    header = ["", "class", "IU", "accuracy", "boundary F1", "true pixels", "most often taken for"]
     rows = [
-        [_swatch(colour), row.name, row.iu, row.accuracy, row.true_share, row.taken_for]
+        [
+            *(_swatch(colour), row.name, row.iu, row.accuracy, row.boundary_f1),
+            *(row.true_share, row.taken_for),
+        ]
         for row, colour in zip(class_rows(report), report.classes.palette, strict=True)
     ]
+    figures = headline(report)
     parts = [
         f"# {md.escape(report.title)}",
         md.escape(report.subtitle),
-        md.table([name for name, _ in headline(report)], [[v for _, v in headline(report)]]),
+        md.table(
+            [figure.name for figure in figures],
+            [[figure.value for figure in figures], [figure.interval for figure in figures]],
+        ),
+        INTERVAL_NOTE,
         "## Classes",
         md.table(header, rows),
     ]
@@ -88,8 +100,10 @@ def markdown(report: Report) -> str:
         parts += ["## Learning curves", _plot_markdown(curves, "learning curves")]
     parts += [
         "## Confusion",
-        _plot_markdown(plot_confusion(report.scores, report.classes), "confusion matrix"),
+        _plot_markdown(plot_confusion(report.result.scores, report.classes), "confusion matrix"),
     ]
+    if images := _plot_images(report, LIGHT):
+        parts += ["## Images", _plot_markdown(images, "mean IU of the images")]
     if report.examples:
         parts += ["## Examples", "Image, truth, prediction."]
     size = sum(map(len, parts))
@@ -109,16 +123,23 @@ def _page(report: Report, files: Mapping[str, bytes]) -> str:
         autoescape=True,
         undefined=StrictUndefined,
     )
-    curves = plot_curves(report.metrics, DARK)
+    curves, images = plot_curves(report.metrics, DARK), _plot_images(report, DARK)
+    confusion = plot_confusion(report.result.scores, report.classes, DARK)
     return environment.get_template("report.html.j2").render(
         report=report,
         headline=headline(report),
         class_rows=list(class_rows(report)),
         curves=(files["curves.png"], curves) if curves else None,
-        confusion=(files["confusion.png"], plot_confusion(report.scores, report.classes, DARK)),
+        confusion=(files["confusion.png"], confusion),
+        images=(files["images.png"], images) if images else None,
+        interval_note=INTERVAL_NOTE,
         examples=_shown(report),
         plot=_plot_html,
     )
+
+
+def _plot_images(report: Report, theme: Theme) -> bytes | None:
+    return plot_images([image.mean_iu for image in report.result.images], theme)
 
 
 def _plot_html(plot: tuple[bytes, bytes], alt: str) -> Markup:

@@ -9,7 +9,8 @@ import numpy as np
 
 from fcn.classes import Classes
 from fcn.draw import error_map, overlay
-from fcn.metrics import Scores
+from fcn.evaluate import SplitScores
+from fcn.intervals import LEVEL, Interval
 from tasks.plots import MetricsRow
 
 Group = Literal["best", "typical", "worst"]
@@ -49,18 +50,20 @@ class Report:
     Attributes:
         title: Heading of the page.
         subtitle: One sentence below it.
-        scores: Of the whole split.
+        result: Scores of the whole split and of its images.
         classes: Their names and colours.
         metrics: Rows of metrics.jsonl; without any there are no learning curves.
+        hardest: Rows of a table of the hardest images: column and text.
         examples: Shown in the order best, typical, worst.
         facts: Settings, digests and the like: name and value, by group.
     """
 
     title: str
     subtitle: str = ""
-    scores: Scores
+    result: SplitScores
     classes: Classes
     metrics: Sequence[MetricsRow] = ()
+    hardest: Sequence[Mapping[str, str]] = ()
     examples: Sequence[Example] = ()
     facts: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
@@ -91,6 +94,13 @@ def percent(share: float) -> str:
     return "–" if math.isnan(share) else f"{100 * share:.1f} %"
 
 
+def span(interval: Interval, form: str = "%s") -> str:
+    """An interval for people, ``40.1–44.9 %``, within a text; nothing where it is not known."""
+    if math.isnan(interval.low):
+        return ""
+    return form % f"{100 * interval.low:.1f}–{100 * interval.high:.1f} %"
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClassRow:
     """A class as the tables show it.
@@ -102,6 +112,7 @@ class ClassRow:
         iu: In percent, or a dash.
         bar: IU from 0 to 100.
         accuracy: In percent, or a dash.
+        boundary_f1: In percent, or a dash.
         true_share: Share of the counted pixels that are of this class.
         predicted_share: Share of the counted pixels that were taken for it.
         taken_for: The other class that most of its pixels were taken for, and how many.
@@ -113,6 +124,7 @@ class ClassRow:
     iu: str
     bar: float
     accuracy: str
+    boundary_f1: str
     true_share: str
     predicted_share: str
     taken_for: str
@@ -120,7 +132,8 @@ class ClassRow:
 
 def class_rows(report: Report) -> Iterator[ClassRow]:
     """A row per class, by id."""
-    matrix, scores = report.scores.confusion, report.scores
+    scores = report.result.scores
+    matrix = scores.confusion
     total = max(1, int(matrix.sum()))
     for index, (name, colour) in enumerate(
         zip(report.classes.names, report.classes.palette, strict=True)
@@ -133,6 +146,7 @@ def class_rows(report: Report) -> Iterator[ClassRow]:
             iu=percent(iu),
             bar=0.0 if math.isnan(iu) else round(100 * iu, 1),
             accuracy=percent(float(scores.accuracy[index])),
+            boundary_f1=percent(float(report.result.boundary_f1[index])),
             true_share=percent(float(matrix[index].sum()) / total),
             predicted_share=percent(float(matrix[:, index].sum()) / total),
             taken_for=_taken_for(matrix[index], index, report.classes),
@@ -148,16 +162,39 @@ def _taken_for(row: np.ndarray, index: int, classes: Classes) -> str:
     return f"{classes.names[int(wrong.argmax())]}, {percent(float(wrong.max() / row.sum()))}"
 
 
-def headline(report: Report) -> list[tuple[str, str]]:
-    """Name and value of the figures that stand first."""
-    scores = report.scores
-    present = f"mean IU over {scores.num_present} of {len(report.classes)} classes"
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A figure that stands first: its name, its value, and its interval where there is one."""
+
+    name: str
+    value: str
+    interval: str = ""
+
+
+def headline(report: Report) -> list[Figure]:
+    """The figures that stand first."""
+    result, scores, intervals = report.result, report.result.scores, report.result.intervals
     return [
-        (present, percent(scores.mean_iu)),
-        ("pixel accuracy", percent(scores.pixel_accuracy)),
-        ("mean accuracy", percent(scores.mean_accuracy)),
-        ("frequency-weighted IU", percent(scores.frequency_weighted_iu)),
+        Figure(
+            name=f"mean IU over {scores.num_present} of {len(report.classes)} classes",
+            value=percent(scores.mean_iu),
+            interval=span(intervals.mean_iu),
+        ),
+        Figure(
+            name="pixel accuracy",
+            value=percent(scores.pixel_accuracy),
+            interval=span(intervals.pixel_accuracy),
+        ),
+        Figure(name="mean accuracy", value=percent(scores.mean_accuracy)),
+        Figure(name="frequency-weighted IU", value=percent(scores.frequency_weighted_iu)),
+        Figure(name="boundary F1", value=percent(result.mean_boundary_f1)),
     ]
+
+
+INTERVAL_NOTE = (
+    f"Below a figure: its {LEVEL:.0%} interval, had other images of the same kind been chosen "
+    "(bootstrap)."
+)
 
 
 def ordered(examples: Sequence[Example]) -> list[Example]:

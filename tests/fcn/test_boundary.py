@@ -97,9 +97,7 @@ def test_nothing_depends_on_what_is_predicted_at_ignored_pixels(rng: np.random.G
     label[10:30, 20:30] = IGNORE
     changed = prediction.copy()
     changed[10:30, 20:30] = 2
-    np.testing.assert_array_equal(
-        boundary_f1(label, prediction, 3), boundary_f1(label, changed, 3)
-    )
+    np.testing.assert_array_equal(boundary_f1(label, prediction, 3), boundary_f1(label, changed, 3))
 
 
 def test_objects_that_end_at_ignored_bands_have_boundaries() -> None:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from fcn.classes import Classes
 from fcn.metrics import Scores
-from tasks.plots import DARK, LIGHT, drawable, plot_confusion, plot_curves, smoothed
+from tasks.plots import DARK, LIGHT, drawable, plot_confusion, plot_curves, plot_images, smoothed
 
 STEPS = [{"step": step, "loss": 2 / (step + 1), "learning_rate": 0.1} for step in range(40)]
 EVALUATIONS = [{"step": step, "mean_iu": 0.5, "pixel_accuracy": 0.9} for step in (20, 40)]
@@ -64,6 +64,13 @@ def test_threads_draw_the_same_picture():
     for thread in threads:
         thread.join()
     assert drawn == [drawn[0]] * 4
+
+
+def test_images_are_drawn_where_two_or_more_have_a_score():
+    assert plot_images([0.5]) is plot_images([0.5, np.nan]) is None
+    few = plot_images([0.31, 0.94])
+    assert plot_images([0.31, np.nan, 0.94]) == few != plot_images([0.31, 0.95, 0.94])
+    assert opened(few).width > 3 * opened(few).height / 2
 
 
 def test_smoothing_keeps_the_ends_and_a_straight_line():

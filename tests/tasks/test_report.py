@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from fcn.classes import Classes
+from fcn.evaluate import ImageScores, SplitScores
+from fcn.intervals import Interval, Intervals
 from fcn.metrics import Scores, confusion
 from tasks import stores
 from tasks.report import (
@@ -36,14 +38,34 @@ def example(rng, caption="val/a", group="best", height=40, width=50):
     )
 
 
+def image_scores(mean_iu):
+    return ImageScores(
+        height=4, width=5, pixels=20, pixel_accuracy=0.9, mean_iu=mean_iu, num_present=2,
+        boundary_f1=0.3,
+    )  # fmt: skip
+
+
+def result(matrix, mean_ius=(0.2, 0.9, 0.6)):
+    """Scores of a split of some images."""
+    known, unknown = Interval(low=0.512, high=0.634), Interval(low=np.nan, high=np.nan)
+    counted = matrix.any()
+    return SplitScores(
+        scores=Scores(matrix),
+        intervals=Intervals(mean_iu=known if counted else unknown, pixel_accuracy=unknown),
+        boundary_f1=np.array([0.414, 0.2, np.nan]) if counted else np.full(3, np.nan),
+        images=[image_scores(mean_iu) for mean_iu in mean_ius],
+    )
+
+
 def report(rng, **changes):
     label = np.array([[0, 0, 0, 1, 255]])
-    scores = Scores(confusion(label, np.array([[0, 0, 1, 1, 0]]), len(CLASSES)))
+    matrix = confusion(label, np.array([[0, 0, 1, 1, 0]]), len(CLASSES))
     settings = {
         "title": "A run",
-        "scores": scores,
+        "result": result(matrix),
         "classes": CLASSES,
         "metrics": METRICS,
+        "hardest": [{"image": "val/b", "mean IU": "20.0 %", "classes": "2"}],
         "examples": [example(rng)],
         "facts": {"Settings": {"epochs": 20, "crop_size": None}},
     }
@@ -85,15 +107,17 @@ def text() -> str:
 
 
 def test_the_files_are_a_page_and_its_pictures(files):
-    assert sorted(files) == ["confusion.png", "curves.png", "examples.png", "report.html"]
-    for name in sorted(files)[:3]:
+    assert sorted(files) == [
+        *("confusion.png", "curves.png", "examples.png", "images.png", "report.html")
+    ]
+    for name in sorted(files)[:4]:
         assert Image.open(io.BytesIO(files[name])).format == "PNG"
 
 
 def test_the_page_asks_for_nothing_beside_it(files, page):
     names = ("src", "srcset", "href", "action", "data", "poster")
     sources = [attrs[n] for _, attrs in page.tags for n in names if n in attrs]
-    assert len(sources) == 8  # two plots, light and dark; four pictures of one example
+    assert len(sources) == 10  # three plots, light and dark; four pictures of one example
     assert all(source.startswith("data:image/") for source in sources)
     for word in (b"http://", b"https://", b"@import", b"url("):
         assert word not in files["report.html"]
@@ -101,7 +125,7 @@ def test_the_page_asks_for_nothing_beside_it(files, page):
 
 def test_plots_are_shown_light_and_dark(page):
     sources = [attrs for tag, attrs in page.tags if tag == "source"]
-    assert len(sources) == 2
+    assert len(sources) == 3
     assert all(attrs["media"] == "(prefers-color-scheme: dark)" for attrs in sources)
 
 
@@ -115,13 +139,14 @@ def test_words_of_strangers_are_text_and_never_markup(rng):
                 subtitle=evil,
                 classes=Classes.named([evil, "'>\"<img onerror=x>", "車"]),
                 examples=[example(rng, caption=evil + '" onload="x')],
+                hardest=[{"image": evil}],
                 facts={evil: {evil: evil}},
             )
         )["report.html"]
     )
     assert "script" not in {tag for tag, _ in page.tags}
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
-    assert page.text.count(evil) >= 7
+    assert page.text.count(evil) >= 8
     assert "車" in page.text
 
 
@@ -130,34 +155,46 @@ def test_figures_say_over_how_many_classes_they_run(page):
     assert "mean IU over 2 of 3 classes" in page.text
 
 
+def test_figures_stand_with_their_intervals_where_there_are_some(page, text):
+    assert "51.2–63.4 %" in page.text
+    assert page.text.count("–") == 1 + 4  # and the dashes of the class that does not occur
+    assert "95% interval" in page.text
+    assert "boundary F1" in page.text
+    assert "| 51.2–63.4 % |  |  |  |  |" in text
+
+
+def test_the_page_lists_the_hardest_images(page):
+    assert "val/b" in page.text
+    assert "images.parquet" in page.text
+
+
 def test_a_class_that_does_not_occur_has_dashes(rng):
     tags = Page(render(report(rng))["report.html"]).tags
     assert [attrs.get("class") for tag, attrs in tags if tag == "tr"] == [
-        None,
-        None,
-        None,
-        "absent",
+        *(None, None, None, "absent"),
+        *(None, None),  # of the hardest images
     ]
-    assert "| car | – | – | 0.0 % |  |" in markdown(report(rng))
+    assert "| car | – | – | – | 0.0 % |  |" in markdown(report(rng))
 
 
 def test_the_class_table_tells_what_a_class_was_taken_for(text):
-    assert "| sky | 66.7 % | 66.7 % | 75.0 % | road, 33.3 % |" in text
+    assert "| sky | 66.7 % | 66.7 % | 41.4 % | 75.0 % | road, 33.3 % |" in text
 
 
 def test_a_report_without_metrics_examples_and_facts_is_whole(rng):
-    bare = report(rng, metrics=[], examples=[], facts={})
+    matrix = np.eye(3, dtype=np.int64)
+    bare = report(rng, result=result(matrix, [0.5]), metrics=[], examples=[], facts={}, hardest=[])
     files = render(bare)
     assert sorted(files) == ["confusion.png", "report.html"]
     text = Page(files["report.html"]).text
     assert "Classes" in text
-    assert not any(word in text for word in ("Learning curves", "Examples", "How it was made"))
+    assert not any(word in text for word in ("Learning curves", "Examples", "Hardest", "How it"))
     assert "## Examples" not in markdown(bare)
 
 
 def test_a_report_of_no_counted_pixel_holds_dashes(rng):
-    nothing = Scores(np.zeros((3, 3), np.int64))
-    page = Page(render(report(rng, scores=nothing, examples=[]))["report.html"])
+    nothing = result(np.zeros((3, 3), np.int64), [np.nan, np.nan])
+    page = Page(render(report(rng, result=nothing, examples=[]))["report.html"])
     assert "mean IU over 0 of 3 classes" in page.text
     assert "nan" not in page.text
 
@@ -194,6 +231,7 @@ def test_write_report_puts_every_file_and_names_the_page(rng, tmp_path):
         "confusion.png",
         "curves.png",
         "examples.png",
+        "images.png",
         "report.html",
     }
 

@@ -104,7 +104,7 @@ def plot_images(mean_ius: Sequence[float], theme: Theme = LIGHT) -> bytes | None
     figure = Figure(figsize=(7.4, 2.6), facecolor=theme.paper, layout="constrained")
     axes = figure.add_subplot()
     _style(axes, theme)
-    axes.hist(values, bins=range(0, 101, 4), color=theme.first, rwidth=0.92)
+    axes.hist(values, bins=range(0, 101, 2), color=theme.first, rwidth=0.88)
     median = float(np.median(values))
     axes.axvline(median, color=theme.second, linewidth=1.5, label=f"median {median:.1f}")
     axes.set_xlim(0, 100)
@@ -161,7 +161,7 @@ def _plot_scores(axes: Axes, metrics: Sequence[MetricsRow], theme: Theme) -> Non
             steps[best], 100 * values[best], color=colour, marker="o", markersize=6,
             linewidth=0, label=f"{name}, best {100 * values[best]:.1f}",
         )  # fmt: skip
-    axes.legend(frameon=False, labelcolor=theme.ink, fontsize=8, loc="lower right")
+    axes.legend(frameon=False, labelcolor=theme.ink, fontsize=8, loc="best")
     axes.set_ylim(top=100)
 
 

@@ -18,14 +18,15 @@ from tasks import markdown as md
 from tasks import stores
 from tasks.plots import DARK, LIGHT, Theme, plot_confusion, plot_curves, plot_images
 from tasks.report_data import (
+    BOUNDARY_NOTE,
     GROUPS,
-    INTERVAL_NOTE,
     PICTURE_WIDTH,
     Example,
     Report,
     choose_examples,
     class_rows,
     headline,
+    interval_note,
     ordered,
     percent,
     pictures,
@@ -92,9 +93,10 @@ def markdown(report: Report) -> str:
             [figure.name for figure in figures],
             [[figure.value for figure in figures], [figure.interval for figure in figures]],
         ),
-        INTERVAL_NOTE,
+        interval_note(report),
         "## Classes",
         md.table(header, rows),
+        BOUNDARY_NOTE,
     ]
     if curves := plot_curves(report.metrics):
         parts += ["## Learning curves", _plot_markdown(curves, "learning curves")]
@@ -132,7 +134,8 @@ def _page(report: Report, files: Mapping[str, bytes]) -> str:
         curves=(files["curves.png"], curves) if curves else None,
         confusion=(files["confusion.png"], confusion),
         images=(files["images.png"], images) if images else None,
-        interval_note=INTERVAL_NOTE,
+        interval_note=interval_note(report),
+        boundary_note=BOUNDARY_NOTE,
         examples=_shown(report),
         plot=_plot_html,
     )

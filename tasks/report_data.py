@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from fcn.boundary import TOLERANCE
 from fcn.classes import Classes
 from fcn.draw import error_map, overlay
 from fcn.evaluate import SplitScores
@@ -191,10 +192,20 @@ def headline(report: Report) -> list[Figure]:
     ]
 
 
-INTERVAL_NOTE = (
-    f"Below a figure: its {LEVEL:.0%} interval, had other images of the same kind been chosen "
-    "(bootstrap)."
+BOUNDARY_NOTE = (
+    "Boundary F1 tells how well the outline of a class is met, give or take "
+    f"{100 * TOLERANCE:.2f} % of the image's diagonal."
 )
+
+
+def interval_note(report: Report) -> str:
+    """What the ranges below the figures are; nothing where there are none."""
+    if not any(figure.interval for figure in headline(report)):
+        return ""
+    return (
+        f"The range below a figure is its {100 * LEVEL:.0f} % bootstrap interval: how far it moves "
+        "with the choice of the images."
+    )
 
 
 def ordered(examples: Sequence[Example]) -> list[Example]:

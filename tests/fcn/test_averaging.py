@@ -88,6 +88,25 @@ def test_scaling_does_not_move_an_edge(scale: float, size: tuple[int, int]) -> N
         assert np.array_equal(label[clear], (margin > 0)[clear])
 
 
+def test_pixels_of_a_view_lie_where_they_belong_in_the_image() -> None:
+    """A ramp of columns 0, 1, 2, … at half its size: 0.5, 2.5, 4.5, … but at the borders."""
+    views = []
+
+    class Watching(Brightness):
+        def forward(self, image: Tensor) -> Tensor:
+            views.append(image)
+            return super().forward(image)
+
+    net: Any = Watching()
+    watching = fcn.Model(net, brightness().classes, PLAIN)
+    ramp = np.broadcast_to(np.arange(40, dtype=np.uint8)[None, :, None], (24, 40, 3)).copy()
+    AveragedPredictor(watching, scales=(0.5,))([ramp])
+    (view,) = views
+    assert view.shape == (1, 3, 12, 20)
+    expected = (2 * torch.arange(20) + 0.5).expand(1, 3, 12, 20)
+    torch.testing.assert_close(view[..., 1:-1], expected[..., 1:-1])
+
+
 def test_probabilities_are_averaged_not_labels() -> None:
     """Two sure looks and an unsure one, as a network that doubts small views."""
 

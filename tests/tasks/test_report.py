@@ -158,7 +158,7 @@ def test_figures_say_over_how_many_classes_they_run(page):
 def test_figures_stand_with_their_intervals_where_there_are_some(page, text):
     assert "51.2–63.4 %" in page.text
     assert page.text.count("–") == 1 + 4  # and the dashes of the class that does not occur
-    assert "95% interval" in page.text
+    assert "its 95 % bootstrap interval" in page.text
     assert "boundary F1" in page.text
     assert "| 51.2–63.4 % |  |  |  |  |" in text
 
@@ -197,6 +197,7 @@ def test_a_report_of_no_counted_pixel_holds_dashes(rng):
     page = Page(render(report(rng, result=nothing, examples=[]))["report.html"])
     assert "mean IU over 0 of 3 classes" in page.text
     assert "nan" not in page.text
+    assert "bootstrap" not in page.text
 
 
 def test_groups_stand_in_order_best_typical_worst(rng):

@@ -4,6 +4,8 @@ A ladder of three: a network on tensors (`FCN`), a predictor on images (`Predict
 command on files (``python -m fcn predict``).
 """
 
+from fcn.averaging import AveragedPredictor
+from fcn.boundary import boundary_f1
 from fcn.checkpoint import Model, load, save
 from fcn.classes import IGNORE_INDEX, Classes
 from fcn.errors import FcnError
@@ -16,6 +18,7 @@ from fcn.predict import Prediction, Predictor
 __all__ = [
     "FCN",
     "IGNORE_INDEX",
+    "AveragedPredictor",
     "Classes",
     "FcnError",
     "InputSpec",
@@ -23,6 +26,7 @@ __all__ = [
     "Prediction",
     "Predictor",
     "Scores",
+    "boundary_f1",
     "confusion",
     "decode_mask",
     "encode_mask",

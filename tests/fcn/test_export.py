@@ -13,7 +13,7 @@ import torch
 import fcn
 import fcn.export
 from fcn.__main__ import main
-from fcn.export import to_onnx, to_torch_export
+from fcn.export import Pixels, to_onnx, to_torch_export
 from fcn.input import CAFFE
 from tests.fcn.models import varied_model
 
@@ -138,6 +138,18 @@ def test_the_files_name_no_file_of_the_machine_that_wrote_them(
     for data in (scores_onnx, labels_onnx, labels_program):
         assert str(Path(fcn.__file__).parent).encode() not in data
         assert b"model.py" not in data
+
+
+@pytest.mark.parametrize(("num_classes", "dtype"), [(256, torch.uint8), (300, torch.int32)])
+def test_labels_have_room_for_every_class(num_classes, dtype) -> None:
+    net = fcn.FCN("squeezenet1_1", num_classes)
+    classes = fcn.Classes.named(map(str, range(num_classes)), ignore_index=65_535)
+    labels = Pixels(fcn.Model(net, classes, CAFFE), labels=True).eval()
+    assert net.score_fr.bias is not None
+    torch.nn.init.ones_(net.score_fr.bias[-1:])
+    found = labels(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
+    assert found.dtype == dtype
+    assert (found == num_classes - 1).all()
 
 
 def test_without_the_extra_the_error_names_it(monkeypatch, squeezenet) -> None:

@@ -76,6 +76,7 @@ class Upscore(nn.Module):
     def _matrix(self, cells: int, like: Tensor) -> Tensor:
         """The weight of every coarse cell in every fine one, ``(factor * cells + …) x cells``."""
         coarse = torch.arange(-self.border, cells + self.border, device=like.device)
+        # len() is a plain number, which an exported network would keep for images of any size.
         size = self.factor * (coarse.shape[0] - 1) + self.kernel_size
         fine = torch.arange(size, device=like.device)
         place = self.factor * (coarse + self.border) + self.centre

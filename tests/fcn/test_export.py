@@ -53,6 +53,13 @@ def labels_program(squeezenet) -> bytes:
     return exported(to_torch_export, squeezenet, labels=True)
 
 
+@pytest.fixture(scope="module")
+def loaded(labels_program):
+    """The program of torch.export and its extra files, read back."""
+    extra = {"fcn": ""}
+    return torch.export.load(io.BytesIO(labels_program), extra_files=extra).module(), extra
+
+
 def session(data: bytes):
     import onnxruntime
 
@@ -93,16 +100,16 @@ def test_onnx_labels_are_the_networks_at_any_size(size, resnet, labels_onnx, rng
 
 
 @pytest.mark.parametrize("size", [size for size in SIZES if min(size) > 16])
-def test_exported_labels_are_the_networks(size, squeezenet, labels_program, rng) -> None:
-    program = torch.export.load(io.BytesIO(labels_program)).module()
+def test_exported_labels_are_the_networks(size, squeezenet, loaded, rng) -> None:
+    program, _ = loaded
     images = rng.integers(0, 256, (2, 3, *size), np.uint8)
     found = program(torch.from_numpy(images)).numpy()
     assert found.dtype == np.uint8
     assert np.array_equal(found, expected_scores(squeezenet, images).argmax(axis=1))
 
 
-def test_an_exported_program_refuses_images_below_its_stride(labels_program) -> None:
-    program = torch.export.load(io.BytesIO(labels_program)).module()
+def test_an_exported_program_refuses_images_below_its_stride(loaded) -> None:
+    program, _ = loaded
     with pytest.raises(AssertionError, match="Guard failed"):
         program(torch.zeros(1, 3, 16, 40, dtype=torch.uint8))
 
@@ -121,11 +128,8 @@ def test_an_onnx_file_tells_what_it_takes_and_gives(scores_onnx, labels_onnx) ->
         assert (output.name, output.shape) == (name, shape)
 
 
-def test_the_files_hold_the_classes_and_their_colours(
-    squeezenet, scores_onnx, labels_program
-) -> None:
-    extra = {"fcn": ""}
-    torch.export.load(io.BytesIO(labels_program), extra_files=extra)
+def test_the_files_hold_the_classes_and_their_colours(squeezenet, scores_onnx, loaded) -> None:
+    _, extra = loaded
     metadata = session(scores_onnx).get_modelmeta().custom_metadata_map
     for card in (json.loads(metadata["fcn"]), json.loads(extra["fcn"])):
         assert fcn.Classes.from_json(card["classes"], card["ignore_index"]) == squeezenet.classes

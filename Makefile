@@ -24,8 +24,9 @@ install: $(INSTALLED) ## Create .venv with everything for development in it
 demo: $(INSTALLED) ## Make a small dataset, train on it, segment a folder (a few minutes)
 	$(BIN)/python -m flows.demo
 
+# Two processes: each starts a Prefect server of its own, and takes one core.
 test: $(INSTALLED) ## Run every test; needs no network, GPU or account
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(INSTALLED) ## Check style, types and the floors
 	$(BIN)/ruff check

@@ -60,15 +60,16 @@ def test_the_commands_write_what_the_table_says(place, name):
 
 def test_local_images_without_prefect(place, monkeypatch):
     monkeypatch.chdir(place)
-    (command,) = re.findall(r"^\$ python -m fcn (.+)$", README, re.MULTILINE)
-    assert fcn.__main__.main(shlex.split(command)) == 0
+    commands = re.findall(r"^\$ python -m fcn (.+)$", README, re.MULTILINE)
+    assert [fcn.__main__.main(shlex.split(command)) for command in commands] == [0, 0]
     written = sorted(path.name for path in (place / "segmented").iterdir())
     assert written == ["photo-overlay.jpg", "photo.png"]
+    assert (place / "net.onnx").is_file()
 
 
 def test_the_python_blocks_run_one_after_the_other(place):
     blocks = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     run = subprocess.run(
         [sys.executable, "-c", "\n".join(blocks)],
         cwd=place,
@@ -79,7 +80,7 @@ def test_the_python_blocks_run_one_after_the_other(place):
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "mean IU 1.000, pixel accuracy 1.000" in run.stdout
+    assert "mean IU 1.000, pixel accuracy 1.000\nboundary F1 1.000" in run.stdout
     assert "\n12\n" in run.stdout
     assert "PngImageFile image mode=P" in run.stdout
 

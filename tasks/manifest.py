@@ -142,15 +142,20 @@ def collect(
 def write(output_url: str, card: RunCard, entries: Iterable[Entry]) -> bool:
     """Write a run's manifest, unless it has one: ``False`` when another planner was first.
 
+    It is put together in a temporary folder, which lies where ``TMPDIR`` says.
+
     Raises:
-        StoreError: the output cannot be written.
+        StoreError: the output, or the temporary folder, cannot be written.
     """
     page_rows = card.images_per_shard * max(1, PAGE_ROWS // card.images_per_shard)
     schema = pa.schema(_COLUMNS, {_CARD: card.model_dump_json().encode()})
     rows = iter(entries)
     with tempfile.TemporaryDirectory(prefix="fcn-manifest-") as folder:
         path = Path(folder) / "manifest.parquet"
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        with (
+            stores.explained(str(path), "write"),  # a full disk, most of all
+            pq.ParquetWriter(path, schema, compression="zstd") as writer,
+        ):
             while page := list(islice(rows, page_rows)):
                 writer.write_table(_table(page, schema), row_group_size=page_rows)
         return stores.create_file(manifest_url(output_url, card.run), path)

@@ -33,6 +33,7 @@ __all__ = [
     "create_bytes",
     "create_file",
     "exists",
+    "explained",
     "filesystem",
     "is_transient",
     "join",
@@ -129,7 +130,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     path = local_path(url)
     if path is not None:
         return LocalFileSystem(), str(path)
-    with _explained(url, "open"):
+    with explained(url, "open"):
         match = _SCHEME.match(url)
         if not match or _is_chain(url):
             fs, chained = url_to_fs(url, use_listings_cache=False)
@@ -146,7 +147,7 @@ def exists(url: str) -> bool:
         StoreError: no permission to look, or no such store.
     """
     fs, path = filesystem(url)
-    with _explained(url, "read"):
+    with explained(url, "read"):
         try:
             fs.info(path)
         except (FileNotFoundError, NotADirectoryError):
@@ -161,7 +162,7 @@ def read_bytes(url: str) -> bytes:
         StoreError: nothing there, a folder, or no permission to read it.
     """
     fs, path = filesystem(url)
-    with _explained(url, "read"):
+    with explained(url, "read"):
         return bytes(fs.cat_file(path))
 
 
@@ -172,7 +173,7 @@ def write_bytes(url: str, data: bytes) -> None:
         StoreError: no permission, or a store that cannot be written.
     """
     path = local_path(url)
-    with _explained(url, "write"):
+    with explained(url, "write"):
         if path is not None:
             durable.replace(path, io.BytesIO(data))
             return
@@ -190,7 +191,7 @@ def create_bytes(url: str, data: bytes) -> bool:
         StoreError: no permission, or a store that cannot be written.
     """
     path = local_path(url)
-    with _explained(url, "write"):
+    with explained(url, "write"):
         try:
             if path is not None:
                 durable.create(path, io.BytesIO(data))
@@ -209,7 +210,7 @@ def create_file(url: str, source: Path) -> bool:
         StoreError: no permission, or a store that cannot be written.
     """
     path = local_path(url)
-    with _explained(url, "write"), source.open("rb") as file:
+    with explained(url, "write"), source.open("rb") as file:
         try:
             if path is not None:
                 durable.create(path, file)
@@ -228,7 +229,7 @@ def open_input(url: str) -> Any:
         StoreError: nothing there, a folder, or no permission to read it.
     """
     fs, path = filesystem(url)
-    with _explained(url, "read"):
+    with explained(url, "read"):
         return fs.open(path, "rb", block_size=_BLOCK_SIZE)
 
 
@@ -239,7 +240,7 @@ def remove(url: str) -> None:
         StoreError: no permission, or a store that cannot be written.
     """
     fs, path = filesystem(url)
-    with _explained(url, "remove"), contextlib.suppress(FileNotFoundError):
+    with explained(url, "remove"), contextlib.suppress(FileNotFoundError):
         fs.rm_file(path)
 
 
@@ -286,7 +287,7 @@ def list_entries(url: str) -> Iterator[Entry]:
         matches = re.compile(glob_translate(pattern)).match
         return (entry for entry in list_entries(f"{prefix}/") if matches(entry.key))
     fs, path = filesystem(url)
-    with _explained(url, "list"):
+    with explained(url, "list"):
         if kind == "object":
             return iter([listing.single(fs, path, url)])
         return _explained_entries(listing.walk(fs, path, url.rstrip("/")), url)
@@ -301,7 +302,7 @@ def kind_of(url: str) -> Literal["prefix", "object", "glob"]:
     if url.endswith("/"):
         return "prefix"
     fs, path = filesystem(url)
-    with _explained(url, "list"):
+    with explained(url, "list"):
         try:
             return "prefix" if fs.info(path)["type"] == "directory" else "object"
         except FileNotFoundError:
@@ -346,13 +347,21 @@ def _is_chain(url: str) -> bool:
 
 
 def _explained_entries(entries: Iterator[Entry], url: str) -> Iterator[Entry]:
-    with _explained(url, "list"):
+    with explained(url, "list"):
         yield from entries
 
 
 @contextlib.contextmanager
-def _explained(url: str, verb: str) -> Iterator[None]:
-    """Turn what a store says into a `StoreError`; faults of the program stay what they are."""
+def explained(url: str, verb: str) -> Iterator[None]:
+    """Turn what a store says into a `StoreError`; faults of the program stay what they are.
+
+    Args:
+        url: What is being read or written within the ``with`` block.
+        verb: What is being done to it, as in ``cannot write URL: …``.
+
+    Raises:
+        StoreError: in the place of the error of a store.
+    """
     place = redact(url)
     try:
         yield

@@ -34,7 +34,10 @@ MAX_FAILED_SHARDS = 3
 """Shards that may fail before no further one is begun: by then it is not the images."""
 
 RETRIES = 4
-"""Further attempts at a shard whose store is out, with growing pauses."""
+"""Further attempts at a task whose store is out, with growing pauses."""
+
+RETRY_DELAYS = exponential_backoff(backoff_factor=5)
+"""Those pauses: 5, 10, 20, 40 s, give or take."""
 
 NUM_FAILURES = 20
 """Failed images that the run's page names."""
@@ -52,7 +55,19 @@ class Segmented:
     seconds: float
 
 
-@task(task_run_name="plan the run", cache_policy=NO_CACHE)
+def _is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Whether a store may have recovered by the next attempt."""
+    return isinstance(state.data, BaseException) and stores.is_transient(state.data)
+
+
+@task(
+    task_run_name="plan the run",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_jitter_factor=1,
+    retry_condition_fn=_is_transient,
+)
 def plan_prediction(
     collection_url: str, model_url: str, output_url: str, config: PredictConfig
 ) -> Plan:
@@ -108,17 +123,12 @@ def segment_shards(plan: Plan, model_url: str, config: PredictConfig) -> Segment
     return Segmented(reports=reports, seconds=time.monotonic() - start)
 
 
-def _is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Whether a store may have recovered by the next attempt."""
-    return isinstance(state.data, BaseException) and stores.is_transient(state.data)
-
-
 @task(
     task_run_name="shard-{number:05d}",
     cache_policy=NO_CACHE,
     persist_result=False,
     retries=RETRIES,
-    retry_delay_seconds=exponential_backoff(backoff_factor=5),
+    retry_delay_seconds=RETRY_DELAYS,
     retry_jitter_factor=1,
     retry_condition_fn=_is_transient,
 )
@@ -148,7 +158,14 @@ def segment_shard(
     return report
 
 
-@task(task_run_name="publish the index", cache_policy=NO_CACHE)
+@task(
+    task_run_name="publish the index",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_jitter_factor=1,
+    retry_condition_fn=_is_transient,
+)
 def publish_prediction(plan: Plan, segmented: Segmented) -> PredictSummary:
     """Write the index once all parts of the run are there, and show what came out.
 

@@ -13,7 +13,7 @@ import errno
 import io
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -184,23 +184,18 @@ def write_bytes(url: str, data: bytes) -> None:
 def create_bytes(url: str, data: bytes) -> bool:
     """Write ``data`` whole unless something is there: ``True`` when it was written.
 
-    Of several writers the first wins and the others get ``False``. A store that knows no
+    Of several writers the first wins and the others get ``False``; so does the first where
+    the store's answer got lost on the way and its client asked again. A store that knows no
     create-if-absent replaces the object, whole.
 
     Raises:
         StoreError: no permission, or a store that cannot be written.
     """
     path = local_path(url)
-    with explained(url, "write"):
-        try:
-            if path is not None:
-                durable.create(path, io.BytesIO(data))
-            else:
-                fs, remote = filesystem(url)
-                fs.pipe_file(remote, data, mode="create")
-        except FileExistsError:
-            return False
-    return True
+    if path is not None:
+        return _create(url, lambda: durable.create(path, io.BytesIO(data)))
+    fs, remote = filesystem(url)
+    return _create(url, lambda: fs.pipe_file(remote, data, mode="create"))
 
 
 def create_file(url: str, source: Path) -> bool:
@@ -210,16 +205,37 @@ def create_file(url: str, source: Path) -> bool:
         StoreError: no permission, or a store that cannot be written.
     """
     path = local_path(url)
-    with explained(url, "write"), source.open("rb") as file:
+    if path is not None:
+        with source.open("rb") as file:
+            return _create(url, lambda: durable.create(path, file))
+    fs, remote = filesystem(url)
+    return _create(url, lambda: fs.put_file(str(source), remote, mode="create"))
+
+
+def _create(url: str, write: Callable[[], object]) -> bool:
+    """Whether ``write`` did it; not where something is there."""
+    with explained(url, "write"):
         try:
-            if path is not None:
-                durable.create(path, file)
-            else:
-                fs, remote = filesystem(url)
-                fs.put_file(str(source), remote, mode="create")
+            write()
         except FileExistsError:
             return False
+        except FileNotFoundError:
+            # S3 no longer knows the upload of a large object: it may have put it together
+            # and its answer got lost
+            if not exists(url):
+                raise
+            return False
+        except OSError as error:
+            if not _is_refused_condition(error):
+                raise
+            return False
     return True
+
+
+def _is_refused_condition(error: OSError) -> bool:
+    """Whether S3 says that there is something; s3fs misses it unless the answer has a detail."""
+    answer = getattr(error.__cause__, "response", None) or {}
+    return bool(answer.get("Error", {}).get("Code") == "PreconditionFailed")
 
 
 def open_input(url: str) -> Any:

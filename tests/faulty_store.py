@@ -2,6 +2,7 @@
 
 import http.client
 import random
+import re
 import threading
 import time
 import zlib
@@ -15,7 +16,17 @@ from urllib.parse import urlsplit
 import fsspec.config
 import pytest
 
-Fault = Literal["lost call", "lost answer", "cut body", "500", "503", "slow", "silent"]
+Fault = Literal[
+    "lost call",
+    "lost answer",
+    "cut body",
+    "500",
+    "503",
+    "slow",
+    "silent",
+    "bare answer",
+    "no such upload",
+]
 
 FAULTS: tuple[Fault, ...] = (
     "lost call",  # the connection ends, and the store has not seen the call
@@ -100,6 +111,12 @@ class _Call(BaseHTTPRequestHandler):
             self._send(int(fault), {"Content-Length": "0"}, b"")
             return
         status, headers, found = self._ask(body)
+        if fault == "bare answer":  # as of stores that do not say which condition failed
+            found = re.sub(rb"<Condition>.*</Condition>", b"", found)
+            headers["Content-Length"] = str(len(found))
+        if fault == "no such upload":  # as of stores that forget an upload that is done
+            status, found = 404, b"<Error><Code>NoSuchUpload</Code><Message>gone</Message></Error>"
+            headers = {"Content-Length": str(len(found)), "Content-Type": "application/xml"}
         if fault == "lost answer":
             self.close_connection = True
             return

@@ -139,7 +139,8 @@ class Staging:
             stores.remove(url)
         for name, split in info.splits.items():
             for path, file_name in zip(self._splits[name].paths, split.files, strict=True):
-                if not stores.create_file(stores.join(info.url, file_name), path):
+                url = stores.join(info.url, file_name)
+                if not stores.create_file(url, path) and not _holds(url, path):
                     raise DatasetError(f"another ingest is writing to {stores.redact(info.url)}")
         stores.write_bytes(listing, json.dumps(info.to_json(), indent=1).encode())
         stores.remove(marker)
@@ -181,6 +182,17 @@ def _data_files(dataset_url: str) -> list[str]:
     if not stores.exists(folder):
         return []
     return [e.url for e in stores.list_entries(folder) if _DATA_FILE.fullmatch(e.key)]
+
+
+def _holds(url: str, path: Path) -> bool:
+    """Whether the object has the bytes of a file: put by us, and the store's answer got lost."""
+    if stores.kind_of(url) != "object":
+        return False
+    with stores.open_input(url) as file, path.open("rb") as staged:
+        while (block := file.read(1 << 20)) == staged.read(1 << 20):
+            if not block:
+                return True
+    return False
 
 
 def _split(staged: SplitWriter, audit: Sequence[Finding]) -> Split:

@@ -1,6 +1,7 @@
 """A part is the commit: whoever writes it, however often, and wherever a writer was killed."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -80,8 +81,13 @@ def test_killed_runs_end_like_an_undisturbed_one(
         process.kill()
         process.communicate()
         counts.append(len(part_bytes(stormy)))
-    zombies = [start(collection, model, stormy) for _ in range(2)]
-    for process in (undisturbed, *zombies):
+    zombie, other = start(collection, model, stormy), start(collection, model, stormy)
+    while len(part_bytes(stormy)) == counts[-1] and zombie.poll() is None:
+        time.sleep(0.005)
+    zombie.send_signal(signal.SIGSTOP)
+    finish(other)
+    zombie.send_signal(signal.SIGCONT)
+    for process in (undisturbed, zombie):
         finish(process)
 
     assert 0 < counts[0] < 12, f"no run was killed half-way: {counts}"

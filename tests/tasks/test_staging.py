@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -15,6 +16,7 @@ from tasks.dataset import BATCH_ROWS, DatasetError, DatasetInfo, open_split, rea
 from tasks.split_writer import Row
 from tasks.staging import Staging, require_free
 from tasks.stores import StoreError
+from tests.faulty_store import faulty
 from tests.tasks.sources import image_bytes, label, write_files
 
 CLASSES = Classes.named(["sky", "road", "tree"])
@@ -225,3 +227,13 @@ def test_info_is_plain_json(tmp_path: Path) -> None:
     assert content["classes"][1] == {"id": 1, "name": "road", "colour": [128, 0, 0]}
     assert content["ignore_index"] == 255
     assert content["splits"]["train"]["class_pixels"] == [80, 80, 80]
+
+
+def test_files_whose_answers_were_lost_are_no_other_ingest(s3: Any) -> None:
+    place = s3.new_bucket()
+    with faulty(s3.endpoint) as proxy, Staging(CLASSES) as staging:
+        proxy.planned = [("PUT", name, "lost answer") for name in ("train-00000", "dataset.json")]
+        staging.add("train", row(0))
+        staging.publish(place, source="source")
+        assert proxy.planned == []
+    assert read_info(place).splits["train"].rows == 1

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
     from pydantic.fields import FieldInfo
 
-VERBS = ("ingest", "train", "evaluate", "predict", "pipeline")
+VERBS = ("ingest", "train", "evaluate", "predict", "verify", "compact", "browse", "pipeline")
 
 # For the embedded server, wherever the command is typed; in the root of the checkout Prefect
 # finds the same in pyproject.toml. Two busy cores need more than the 20 s it waits by itself.

@@ -58,7 +58,11 @@ class ModelCard(BaseModel):
 
 
 class RunCard(BaseModel):
-    """What a run is, beside its images."""
+    """What a run is, beside its images.
+
+    ``merged`` holds, for a run of `compact`, the cards of those it was made of, one of each run
+    digest; it is empty for a run of `predict`.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -67,6 +71,7 @@ class RunCard(BaseModel):
     collection_url: str
     images_per_shard: int
     model: ModelCard
+    merged: tuple["RunCard", ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,9 +107,14 @@ class Manifest:
                 yield from _entries(pa.Table.from_batches([batch]))
 
 
+def manifest_name(run: int) -> str:
+    """Where the manifest of a run is, below the output."""
+    return f"manifest/run={run:05d}/manifest.parquet"
+
+
 def manifest_url(output_url: str, run: int) -> str:
     """Where the manifest of a run is."""
-    return stores.join(output_url, "manifest", f"run={run:05d}", "manifest.parquet")
+    return stores.join(output_url, manifest_name(run))
 
 
 def collect(

@@ -1,14 +1,21 @@
-"""One part: the rows of a shard as the bytes of a Parquet file."""
+"""One part: the rows of a shard as the bytes of a Parquet file.
 
+The part's card, in the footer, holds the SHA-256 of the whole file with zeros in the digest's
+own place. Footer and page indexes are covered, and nothing lies beside the part that could be
+lost or be left behind.
+"""
+
+import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field
 
 from fcn.masks import MaskFormat
 from tasks.reading import READ_ERRORS
@@ -19,7 +26,12 @@ Status = Literal["ok", "partial", "failed"]
 ROW_GROUP_ROWS = 500
 """A random row costs two requests and one row group; 500 masks are about 2 MB."""
 
-_FOOTER = b"fcn.part"
+NO_DIGEST = "0" * 64
+"""Stands in a card until its part is encoded."""
+
+_CARD = b"fcn.part"
+_DIGEST = b'"sha256":"%s"'  # as it stands in a card
+_CHUNK = 1 << 20
 _COMPRESSED = (  # all but the masks, which are compressed already
     *("key", "url", "size", "etag", "height", "width", "status", "error_class", "error"),
     *("class_pixels.list.element", "confidence", "run_digest"),
@@ -52,12 +64,25 @@ class Row:
     confidence: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
+class Part(BaseModel):
     """A part's card, in its footer and in the index.
 
-    ``unread`` counts those of the failed rows whose bytes could not be had.
+    Attributes:
+        run: the run that the part belongs to.
+        number: of its shard.
+        rows: images of the shard.
+        ok: of these, those with a mask.
+        partial: those with the mask of a truncated image.
+        failed: those with a reason instead of a mask.
+        unread: of the failed ones, those whose bytes could not be had.
+        inherited: rows with another run digest than the part's: `compact` took them over
+            from an older run.
+        class_pixels: pixels of each class over all rows but the inherited ones.
+        run_digest: of the run.
+        sha256: of the file with `NO_DIGEST` in this place.
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     run: int
     number: int
@@ -66,14 +91,19 @@ class Part:
     partial: int
     failed: int
     unread: int
+    inherited: int
+    class_pixels: tuple[int, ...]
     run_digest: str
+    sha256: str = Field(NO_DIGEST, pattern=r"^[0-9a-f]{64}$")
 
 
 def summarise(rows: Iterable[Row], *, run: int, number: int, run_digest: str) -> Part:
     """The card of a part with these rows."""
     count = Counter[str]()
+    pixels: list[Sequence[int]] = []
     for row in rows:
         count.update(["rows", row.status] + ["unread"] * (row.error_class in READ_ERRORS))
+        pixels += [row.class_pixels] if row.class_pixels is not None else []
     return Part(
         run=run,
         number=number,
@@ -82,17 +112,41 @@ def summarise(rows: Iterable[Row], *, run: int, number: int, run_digest: str) ->
         partial=count["partial"],
         failed=count["failed"],
         unread=count["unread"],
+        inherited=0,
+        class_pixels=tuple(map(sum, zip(*pixels, strict=True))),
         run_digest=run_digest,
     )
 
 
-def schema(mask_format: MaskFormat) -> pa.Schema:
-    """Columns of a part; Hugging Face ``datasets`` shows PNG masks as images."""
-    mask: pa.Field[Any] = (
-        pa.field("mask", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
-        if mask_format == "png"
-        else pa.field("mask_rle", pa.binary())
+def summarise_table(table: pa.Table, *, run: int, number: int, run_digest: str) -> Part:
+    """`summarise` for rows as they are read from parts, some of which may be inherited."""
+    rows = table.select(["status", "error_class", "class_pixels", "run_digest"]).to_pylist()
+    count = Counter(row["status"] for row in rows)
+    own = [row["class_pixels"] for row in rows if row["run_digest"] == run_digest]
+    return Part(
+        run=run,
+        number=number,
+        rows=len(rows),
+        ok=count["ok"],
+        partial=count["partial"],
+        failed=count["failed"],
+        unread=sum(row["error_class"] in READ_ERRORS for row in rows),
+        inherited=len(rows) - len(own),
+        class_pixels=tuple(map(sum, zip(*filter(None, own), strict=True))),
+        run_digest=run_digest,
     )
+
+
+def schema(*mask_formats: MaskFormat) -> pa.Schema:
+    """Columns of a part; Hugging Face ``datasets`` shows PNG masks as images.
+
+    Args:
+        mask_formats: Of the rows' masks; both only where `compact` has merged runs of either.
+    """
+    masks: dict[MaskFormat, pa.Field[Any]] = {
+        "png": pa.field("mask", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        "rle": pa.field("mask_rle", pa.binary()),
+    }
     columns: list[pa.Field[Any]] = [
         pa.field("key", pa.string()),
         pa.field("url", pa.string()),
@@ -103,7 +157,7 @@ def schema(mask_format: MaskFormat) -> pa.Schema:
         pa.field("status", pa.string()),
         pa.field("error_class", pa.string()),
         pa.field("error", pa.string()),
-        mask,
+        *(column for mask_format, column in masks.items() if mask_format in mask_formats),
         pa.field("class_pixels", pa.list_(pa.int64())),
         pa.field("confidence", pa.float32()),
         pa.field("run_digest", pa.string()),
@@ -114,23 +168,28 @@ def schema(mask_format: MaskFormat) -> pa.Schema:
 
 def encode(rows: Sequence[Row], part: Part, mask_format: MaskFormat) -> bytes:
     """The Parquet file of a shard's rows: the same bytes for the same rows."""
-    columns = schema(mask_format)
-    card = json.dumps(asdict(part)).encode()
-    table = pa.Table.from_pylist(
-        [_cells(row, part.run_digest) for row in rows],
-        schema=columns.with_metadata({**(columns.metadata or {}), _FOOTER: card}),
-    )
+    cells = [_cells(row, part.run_digest) for row in rows]
+    return encode_table(pa.Table.from_pylist(cells, schema=schema(mask_format)), part)
+
+
+def encode_table(table: pa.Table, part: Part) -> bytes:
+    """The Parquet file of rows that have the columns of `schema`; its digest goes into its card."""
     sink = io.BytesIO()
-    pq.write_table(
-        table,
+    with pq.ParquetWriter(
         sink,
-        row_group_size=ROW_GROUP_ROWS,
+        table.schema,
         compression=dict.fromkeys(_COMPRESSED, "zstd"),
         use_dictionary=["status", "error_class", "error", "run_digest"],  # type: ignore[arg-type]
         write_statistics=["key", "status", "height", "width", "confidence"],
         write_page_index=True,
-    )
-    return sink.getvalue()
+    ) as writer:
+        writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
+        writer.add_key_value_metadata({_CARD: part.model_dump_json().encode()})
+    data = sink.getvalue()
+    # the card stands behind everything that is made of the rows: theirs cannot be the last one
+    start = _digest_place(data, part.sha256)
+    digest = hashlib.sha256(data).hexdigest().encode()
+    return data[:start] + digest + data[start + len(digest) :]
 
 
 def read_card(file: Any) -> Part:
@@ -139,10 +198,55 @@ def read_card(file: Any) -> Part:
     Raises:
         ValueError: no Parquet file, or none of ours.
     """
-    metadata = pq.read_schema(file).metadata or {}
-    if _FOOTER not in metadata:
+    try:
+        metadata = pq.read_metadata(file).metadata or {}
+    except (OSError, pa.ArrowException) as error:
+        if isinstance(error, OSError) and (type(error) is not OSError or error.errno):
+            raise  # the store's; Parquet's own have no number
+        raise ValueError(str(error)) from error
+    if _CARD not in metadata:
         raise ValueError("a Parquet file without the card of a part")
-    return Part(**json.loads(metadata[_FOOTER]))
+    return Part.model_validate_json(metadata[_CARD])
+
+
+def is_intact(file: Any, part: Part) -> bool:
+    """Whether an opened part holds the bytes it was written with; memory holds a footer.
+
+    Args:
+        file: A part whose card could be read.
+        part: That card.
+    """
+    file.seek(-8, io.SEEK_END)
+    footer_bytes = int.from_bytes(file.read(4), "little")
+    footer_start = file.seek(-8 - footer_bytes, io.SEEK_END)
+    place = _digest_place(file.read(footer_bytes), part.sha256)
+    if place < 0:
+        return False
+    digest = hashlib.sha256()
+    for chunk in _chunks(file, footer_start + place):
+        digest.update(chunk)
+    digest.update(NO_DIGEST.encode())
+    file.seek(len(NO_DIGEST), io.SEEK_CUR)
+    for chunk in _chunks(file, None):
+        digest.update(chunk)
+    return digest.hexdigest() == part.sha256
+
+
+def _digest_place(data: bytes, digest: str) -> int:
+    """Where a card's digest stands in its file or footer; -1 where it does not."""
+    found = data.rfind(_DIGEST % digest.encode())
+    return found + _DIGEST.index(b"%") if found >= 0 else -1
+
+
+def _chunks(file: Any, end: int | None) -> Iterator[bytes]:
+    """The bytes before ``end``, or those from here on."""
+    position = file.seek(0) if end is not None else file.tell()
+    while end is None or position < end:
+        chunk = file.read(_CHUNK if end is None else min(_CHUNK, end - position))
+        if not chunk:
+            return
+        position += len(chunk)
+        yield chunk
 
 
 def _cells(row: Row, run_digest: str) -> dict[str, Any]:

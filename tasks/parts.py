@@ -14,7 +14,6 @@ import json
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -46,6 +45,12 @@ def part_url(output_url: str, run: int, number: int) -> str:
     return stores.join(output_url, part_name(run, number))
 
 
+def place_of(key: str) -> tuple[int, int] | None:
+    """Run and number of the part with this name below ``parts/``; ``None`` for other names."""
+    match = _PART.fullmatch(key)
+    return (int(match[1]), int(match[2])) if match else None
+
+
 def listed(output_url: str) -> dict[int, list[int]]:
     """Numbers of the parts there are, by run, in order: one listing.
 
@@ -56,8 +61,8 @@ def listed(output_url: str) -> dict[int, list[int]]:
     folder = stores.join(output_url, "parts")
     if stores.exists(folder):
         for entry in stores.list_entries(folder):
-            if match := _PART.fullmatch(entry.key):
-                found.setdefault(int(match[1]), []).append(int(match[2]))
+            if place := place_of(entry.key):
+                found.setdefault(place[0], []).append(place[1])
     return {run: sorted(numbers) for run, numbers in sorted(found.items())}
 
 
@@ -80,23 +85,30 @@ def write_index(output_url: str, classes: Classes) -> list[Part]:
         StoreError: the output cannot be listed or written.
     """
     parts = committed(output_url)
-    index = {
+    data = json.dumps(index_of(parts, classes), ensure_ascii=False, indent=1).encode()
+    stores.write_bytes(stores.join(output_url, INDEX_NAME), data)
+    return parts
+
+
+def index_of(parts: Sequence[Part], classes: Classes) -> dict[str, Any]:
+    """What ``_index.json`` holds when these are the parts there are."""
+    return {
         "format": INDEX_FORMAT,
-        "run": parts[-1].run,
-        "run_digest": parts[-1].run_digest,
+        "run": parts[-1].run if parts else None,
+        "run_digest": parts[-1].run_digest if parts else None,
         "rows": sum(part.rows for part in parts),
         "counts": {
             status: sum(getattr(part, status) for part in parts)
             for status in ("ok", "partial", "failed")
         },
         "classes": classes.to_json(),
-        "palette": classes.palette,
+        "palette": [list(colour) for colour in classes.palette],
         "ignore_index": classes.ignore_index,
-        "parts": [{"path": part_name(part.run, part.number), **asdict(part)} for part in parts],
+        "parts": [
+            {"path": part_name(part.run, part.number), **part.model_dump(mode="json")}
+            for part in parts
+        ],
     }
-    data = json.dumps(index, ensure_ascii=False, indent=1).encode()
-    stores.write_bytes(stores.join(output_url, INDEX_NAME), data)
-    return parts
 
 
 def is_indexed(output_url: str) -> bool:
@@ -147,14 +159,20 @@ def failures(output_url: str, run: int, limit: int) -> list[dict[str, Any]]:
     return failed.head(limit, columns=["key", "error_class", "error"]).to_pylist()
 
 
-def unread_keys(output_url: str, part: Part) -> set[str]:
-    """Keys of a part whose bytes could not be had."""
-    if not part.unread:
-        return set()
+def other_digests(output_url: str, part: Part) -> dict[str, str]:
+    """Run digest, by key, of the rows of a part that have not the part's own.
+
+    Inherited rows have that of their run; those whose bytes could not be had count as done by
+    no run at all and have an empty one.
+    """
+    if not part.unread + part.inherited:
+        return {}
     with stores.open_input(part_url(output_url, part.run, part.number)) as file:
-        table = pq.read_table(file, columns=["key", "error_class"])
+        table = pq.read_table(file, columns=["key", "error_class", "run_digest"])
     unread = pc.is_in(table["error_class"], pa.array(READ_ERRORS))
-    return _texts(table.filter(unread)["key"])
+    digests = pc.if_else(unread, "", table["run_digest"]).to_pylist()
+    by_key = zip(table["key"].to_pylist(), digests, strict=True)
+    return {key: digest for key, digest in by_key if digest != part.run_digest}
 
 
 def _dataset(places: Sequence[tuple[int, str]]) -> ds.Dataset:
@@ -195,7 +213,7 @@ def _indexed(output_url: str) -> list[Part]:
         return []
     try:
         rows = json.loads(stores.read_bytes(url))["parts"]
-        return [Part(**{name: row[name] for name in Part.__dataclass_fields__}) for row in rows]
+        return [Part(**{name: row[name] for name in Part.model_fields}) for row in rows]
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{stores.redact(url)} is no index of ours ({error!r}); remove it to have it "

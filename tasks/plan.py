@@ -61,15 +61,22 @@ def plan_run(collection_url: str, model_url: str, output_url: str, config: Predi
     digest = run_digest(model.digest, config)
     while True:
         runs = [manifests.read(output_url, run) for run in manifests.runs(output_url)]
-        same = [run for run in runs if run.card.run_digest == digest]
-        missing = missing_shards(same[-1], parts.listed(output_url)) if same else ()
+        listed = parts.listed(output_url)
+        same = [
+            run
+            for run in runs
+            if run.card.run_digest == digest
+            # a merge that was cut off is for compact to finish; its rows count all the same
+            and not (run.card.merged and missing_shards(run, listed))
+        ]
+        missing = missing_shards(same[-1], listed) if same else ()
         if missing and same[-1] is runs[-1]:
             return Plan(manifest=same[-1], missing=missing)
         entries = _images(collection_url, output_url, config)
         todo = pending(entries, committed_rows(output_url, runs), digest) if runs else entries
         first = next(todo, None)
         if first is None:
-            return Plan(manifest=same[-1], missing=())
+            return Plan(manifest=(same or runs)[-1], missing=())
         card = RunCard(
             run=runs[-1].card.run + 1 if runs else 0,
             run_digest=digest,
@@ -122,14 +129,11 @@ def _committed_rows_of(output_url: str, manifest: Manifest) -> Iterator[Done]:
     """The rows of one run, by its manifest and the names of its parts."""
     run, digest = manifest.card.run, manifest.card.run_digest
     committed = {part.number: part for part in parts.committed(output_url) if part.run == run}
-    unread = {
-        number: parts.unread_keys(output_url, part) if part.unread else frozenset[str]()
-        for number, part in committed.items()
-    }
+    others = {number: parts.other_digests(output_url, part) for number, part in committed.items()}
     for index, entry in enumerate(manifest.entries()):
         shard = index // manifest.card.images_per_shard
         if shard in committed:
-            yield Done(entry=entry, run=run, digest="" if entry.key in unread[shard] else digest)
+            yield Done(entry=entry, run=run, digest=others[shard].get(entry.key, digest))
 
 
 def _images(collection_url: str, output_url: str, config: PredictConfig) -> Iterator[Entry]:

@@ -17,7 +17,13 @@ from tasks.artifacts import Progress, publish_markdown, publish_table
 from tasks.manifest import Manifest
 from tasks.plan import Plan, missing_shards, plan_run
 from tasks.predict_config import PredictConfig
-from tasks.predict_pages import find_examples, prediction_page, status_rows
+from tasks.predict_pages import (
+    class_rows,
+    find_examples,
+    prediction_page,
+    status_rows,
+    weak_spot_rows,
+)
 from tasks.shards import PredictSummary, ShardReport, summarise, write_part
 
 __all__ = [
@@ -200,7 +206,7 @@ def require_few_failed(summary: PredictSummary, max_failed: float) -> None:
 
 
 def _show(summary: PredictSummary, plan: Plan) -> None:
-    """The run's artifacts: a table of counts, and a page with failures and overlays."""
+    """The run's artifacts: tables, and a page with all of them, failures and overlays."""
     failures = parts.failures(plan.manifest.output_url, summary.run, NUM_FAILURES)
     try:
         examples = find_examples(plan.manifest)
@@ -208,6 +214,8 @@ def _show(summary: PredictSummary, plan: Plan) -> None:
         get_run_logger().warning("no example pictures: %s: %s", type(error).__name__, error)
         examples = []
     publish_table("predict-counts", status_rows(summary), "Images by status")
+    publish_table("predict-classes", class_rows(summary), "Classes: share, and drift in points")
+    publish_table("predict-weak-spots", weak_spot_rows(summary), "What to label next")
     publish_markdown("predict-summary", prediction_page(summary, failures, examples))
 
 

@@ -83,8 +83,15 @@ def prediction_page(
         f"# Prediction {escape(summary.output_url)}",
         f"Run {summary.run:05d}: {summary.rows:,} images. Segmented now: {now}.",
         table(["status", "images", "share"], [tuple(row.values()) for row in status_rows(summary)]),
-        table(["stage", "busy seconds"], [(s, f"{t:.1f}") for s, t in summary.stages.items()]),
+        *_stage_lines(summary),
+        "## Classes",
+        table(["class", "pixels", "share", "run before", "drift"], _cells(class_rows(summary))),
     ]
+    if summary.weak_spots:
+        lines += [
+            "## Least confident images, to be labelled next",
+            table(["key", "confidence", "mostly"], _cells(weak_spot_rows(summary))),
+        ]
     if examples:
         pictures = [f"{image(e.picture, e.caption)} {escape(e.caption)}" for e in examples]
         lines += ["## Typical images", *pictures]
@@ -104,6 +111,54 @@ def status_rows(summary: PredictSummary) -> list[dict[str, object]]:
         {"status": status, "images": f"{count:,}", "share": f"{100 * count / summary.rows:.2f} %"}
         for status, count in counts.items()
     ]
+
+
+def class_rows(summary: PredictSummary) -> list[dict[str, object]]:
+    """A row for each class: its share of the pixels, and how that has moved, largest move first."""
+    shares = sorted(summary.class_shares, key=lambda share: -abs(share.drift or 0))
+    return [
+        {
+            "class": share.name,
+            "pixels": f"{share.pixels:,}",
+            "share": f"{100 * share.share:.2f} %",
+            "run before": "–" if share.before is None else f"{100 * share.before:.2f} %",
+            "drift": "–" if share.drift is None else f"{100 * share.drift:+.2f}",
+        }
+        for share in shares
+    ]
+
+
+def weak_spot_rows(summary: PredictSummary) -> list[dict[str, object]]:
+    """A row for each of the least confident images."""
+    names = [share.name for share in summary.class_shares]
+    return [
+        {
+            "key": spot.key,
+            "confidence": f"{spot.confidence:.3f}",
+            "mostly": names[max(range(len(names)), key=spot.class_pixels.__getitem__)],
+        }
+        for spot in summary.weak_spots
+        if len(spot.class_pixels) == len(names)
+    ]
+
+
+def _stage_lines(summary: PredictSummary) -> list[str]:
+    """Throughput by stage, where anything was done now."""
+    if not summary.segmented:
+        return []
+    rows = [
+        (stage, f"{seconds:.1f}", f"{summary.segmented / seconds:,.1f}" if seconds else "–")
+        for stage, seconds in summary.stages.items()
+    ]
+    busy = 100 * summary.stages["network"] / summary.seconds
+    return [
+        table(["stage", "busy seconds", "images per busy second"], rows),
+        f"The network was busy {busy:.0f} % of the time: so much of its bare rate the run has.",
+    ]
+
+
+def _cells(rows: Sequence[Mapping[str, object]]) -> list[tuple[object, ...]]:
+    return [tuple(row.values()) for row in rows]
 
 
 def _first_rows(url: str) -> list[dict[str, Any]]:

@@ -6,12 +6,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fcn.errors import CheckpointError
+from tasks import manifest as manifests
 from tasks import models, part_file, parts, stores
 from tasks.engine import SaveMask, Seconds, Segmenter, Stage, segment
 from tasks.manifest import Manifest
 from tasks.part_file import Part
 from tasks.plan import Plan
 from tasks.predict_config import PredictConfig
+from tasks.weak_spots import (
+    ClassShare,
+    WeakSpot,
+    class_shares,
+    weak_spots,
+    weak_spots_of,
+    weakest,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +28,14 @@ class ShardReport:
     """A finished shard: its part's card, busy seconds by stage, and seconds by the clock.
 
     ``was_first`` is false where another writer had put the part before; that one counts.
+    ``weak_spots`` are its least confident images.
     """
 
     part: Part
     stages: dict[Stage, float]
     seconds: float
     was_first: bool
+    weak_spots: Sequence[WeakSpot]
 
     def line(self) -> str:
         """The report as a line of a log."""
@@ -52,6 +63,8 @@ class PredictSummary:
         segmented: images that this attempt went through.
         seconds: the time that took, by the clock.
         stages: busy seconds of each stage, over all threads; stages overlap.
+        class_shares: how much each class covers, now and in the run before.
+        weak_spots: the least confident images of the run.
     """
 
     output_url: str
@@ -63,6 +76,8 @@ class PredictSummary:
     segmented: int
     seconds: float
     stages: dict[Stage, float]
+    class_shares: tuple[ClassShare, ...]
+    weak_spots: tuple[WeakSpot, ...]
 
 
 def write_part(
@@ -135,6 +150,7 @@ def write_part_with(
         stages=seconds.by_stage,
         seconds=time.monotonic() - start,
         was_first=was_first,
+        weak_spots=weak_spots(rows),
     )
 
 
@@ -147,7 +163,13 @@ def summarise(plan: Plan, reports: Sequence[ShardReport], seconds: float) -> Pre
         seconds: How long they took together, by the clock.
     """
     manifest = plan.manifest
-    of_run = [p for p in parts.committed(manifest.output_url) if p.run == manifest.card.run]
+    cards = parts.committed(manifest.output_url)
+    of_run = [part for part in cards if part.run == manifest.card.run]
+    done_now = {report.part.number for report in reports}
+    spots = [spot for report in reports for spot in report.weak_spots]
+    for part in of_run:
+        if part.number not in done_now and part.rows > part.failed:
+            spots += weak_spots_of(manifest.output_url, part)
     stages = Counter[Stage]()
     for report in reports:
         stages.update(report.stages)
@@ -161,18 +183,37 @@ def summarise(plan: Plan, reports: Sequence[ShardReport], seconds: float) -> Pre
         segmented=sum(report.part.rows for report in reports),
         seconds=seconds if reports else 0.0,
         stages=dict(stages),
+        class_shares=tuple(
+            class_shares(of_run, _run_before(manifest, cards), manifest.card.model.label_classes())
+        ),
+        weak_spots=tuple(weakest(spots)),
     )
+
+
+def _run_before(manifest: Manifest, cards: Sequence[Part]) -> list[Part]:
+    """The cards of the newest older run that has the same classes."""
+    for run in sorted({part.run for part in cards if part.run < manifest.card.run}, reverse=True):
+        of_run = [part for part in cards if part.run == run]
+        model = manifests.read(manifest.output_url, run).card.model
+        if model.classes == manifest.card.model.classes and any(p.class_pixels for p in of_run):
+            return of_run
+    return []
 
 
 def mask_saver(output_url: str) -> SaveMask:
     """A function that puts a PNG mask at ``masks/KEY.png`` and returns its URL."""
 
     def save(key: str, png: bytes) -> str:
-        url = f"{stores.join(output_url, 'masks')}/{_below(key)}.png"
+        url = mask_url(output_url, key)
         stores.write_bytes(url, png)
         return url
 
     return save
+
+
+def mask_url(output_url: str, key: str) -> str:
+    """Where the png sink puts the mask of a key."""
+    return f"{stores.join(output_url, 'masks')}/{_below(key)}.png"
 
 
 def _below(key: str) -> str:

@@ -110,7 +110,8 @@ def test_footer_counts_by_status(tmp_path: Path) -> None:
     assert (part.run, part.number, part.rows) == (3, 7, 4)
     assert (part.ok, part.partial, part.failed, part.unread) == (1, 1, 2, 1)
     assert part.run_digest == "digest3"
-    assert parts.unread_keys(str(tmp_path), part) == {"d"}
+    assert part.class_pixels == (2, 4, 6)
+    assert parts.other_digests(str(tmp_path), part) == {"d": ""}
 
 
 def test_index_tells_what_there_is(output: str) -> None:

@@ -1,0 +1,246 @@
+"""The page that shows a prediction: overlays in one HTML file that needs nothing beside it.
+
+Which images are shown follows from the rows and a seed alone, not from how the rows lie in
+parts. Rows are streamed; memory holds the chosen ones. Names and error texts come from outside:
+the page escapes them, and forbids itself to load anything.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from fcn.classes import Classes
+from fcn.draw import colourise, overlay
+from fcn.errors import FcnError
+from fcn.images import decode_image
+from fcn.masks import decode_mask
+from tasks import parts, stores
+from tasks.markdown import image_url
+from tasks.reading import read_objects
+from tasks.stores import Entry, StoreError
+
+PICTURE_WIDTH = 320
+"""Pixels above which a picture is made smaller; an image is shown with and without its mask."""
+
+MAX_PAGE_BYTES = 8_000_000
+"""What the pictures of a page come to, about; images beyond are left out, and the page says so."""
+
+MAX_PIXELS = 20_000_000
+"""Larger images are passed over: one would take longer to decode than all others together."""
+
+MAX_CLASSES = 40
+NUM_FAILURES = 40
+
+_AT_ONCE = 8  # images in memory
+_COLUMNS = ["key", "status", "height", "width", "confidence", "class_pixels"]
+_REASON = ["key", "error_class", "error"]
+_SHOWN = ["key", "url", "size", "etag", "status", "confidence", "class_pixels"]
+
+
+@dataclass(kw_only=True)
+class Choice:
+    """What a page is about to show.
+
+    Attributes:
+        sections: Heading and keys, in the order of the page.
+        failures: Key, error class and reason of some failed images.
+        reasons: Failed images by error class.
+        statuses: Images by status.
+        pixels: Pixels by class.
+    """
+
+    sections: dict[str, list[str]]
+    failures: list[tuple[str, str, str]] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[str] = field(default_factory=Counter)
+    pixels: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """An image of the page: ``data:`` URLs, and what is said below them."""
+
+    key: str
+    text: str
+    image: str | None
+    overlay: str
+
+    @property
+    def num_bytes(self) -> int:
+        """What it adds to the page."""
+        return len(self.image or "") + len(self.overlay)
+
+
+def choose(output_url: str, classes: Classes, *, count: int, seed: int) -> Choice:
+    """Images at random, the least confident, those with most of each class, and failed ones.
+
+    Args:
+        output_url: Where predict wrote.
+        classes: Of the newest run; masks with other ones are not shown.
+        count: Images of a section.
+        seed: Of chance.
+
+    Raises:
+        StoreError: no parts there, or they cannot be read.
+    """
+    shown = classes.names[:MAX_CLASSES]
+    best: dict[str, list[tuple[float, int, str]]] = {
+        name: [] for name in ("Random", "Least confident", *(f"Most {name}" for name in shown))
+    }
+    failed: list[tuple[int, str, str, str]] = []
+    choice = Choice(sections={}, pixels=np.zeros(len(classes), np.int64))
+    for batch in parts.read(output_url).to_batches(columns=[*_COLUMNS, *_REASON[1:]]):
+        choice.statuses.update(batch["status"].to_pylist())
+        bad = batch.filter(pc.equal(batch["status"], "failed"))
+        choice.reasons.update(bad["error_class"].to_pylist())
+        reasons = zip(*(bad[name].to_pylist() for name in _REASON), strict=True)
+        failed = sorted([*failed, *((_chance(row[0], seed), *row) for row in reasons)])
+        failed = failed[:NUM_FAILURES]
+        good = batch.filter(
+            pc.fill_null(pc.equal(pc.list_value_length(batch["class_pixels"]), len(classes)), False)
+        )
+        if not good.num_rows:
+            continue
+        pixels = np.asarray(good["class_pixels"].flatten()).reshape(-1, len(classes))
+        choice.pixels += pixels.sum(axis=0)
+        keys = good["key"].to_pylist()
+        chance = np.array([_chance(key, seed) for key in keys], np.uint64)
+        small = pixels.sum(axis=1) <= MAX_PIXELS
+        shares = pixels / pixels.sum(axis=1, keepdims=True)
+        ranks = [chance.astype(float), np.asarray(good["confidence"]), *(-shares.T[:MAX_CLASSES])]
+        for (name, chosen), rank in zip(best.items(), ranks, strict=True):
+            allowed = np.flatnonzero(small & (rank < 0) if name.startswith("Most ") else small)
+            order = allowed[np.lexsort((chance[allowed], rank[allowed]))][:count]
+            found = ((float(rank[i]), int(chance[i]), keys[i]) for i in order)
+            best[name] = sorted([*chosen, *found])[:count]
+    choice.sections = {name: [key for *_, key in chosen] for name, chosen in best.items() if chosen}
+    choice.failures = [(key, name, text) for _, key, name, text in failed]
+    return choice
+
+
+def pictures(output_url: str, keys: Sequence[str], classes: Classes) -> Iterator[Picture]:
+    """Pictures of these images, a few at a time, in the order of their rows.
+
+    Raises:
+        StoreError: parts or masks cannot be read.
+    """
+    rows = parts.read(output_url)
+    masks = [name for name in ("mask", "mask_rle") if name in rows.schema.names]
+    wanted = pc.field("key").isin(pa.array(sorted(set(keys)), pa.string()))
+    chosen = rows.filter(wanted).to_table(columns=[*_SHOWN, *masks]).to_pylist()
+    for start in range(0, len(chosen), _AT_ONCE):
+        some = chosen[start : start + _AT_ONCE]
+        found = read_objects([_entry(row) for row in some], last_attempt=True)
+        for row, data in zip(some, found, strict=True):
+            yield _picture(row, data, classes)
+
+
+def render(
+    output_url: str, choice: Choice, found: Iterator[Picture], classes: Classes, seed: int
+) -> bytes:
+    """The page's HTML.
+
+    Args:
+        output_url: Named in the heading.
+        choice: What to show.
+        found: Pictures of the chosen images; taken until the page is full.
+        classes: Names and colours.
+        seed: Named below the heading.
+    """
+    by_key: dict[str, Picture] = {}
+    size = 0
+    for picture in found:
+        if size + picture.num_bytes > MAX_PAGE_BYTES:
+            break
+        size += picture.num_bytes
+        by_key[picture.key] = picture
+    seen: set[str] = set()
+    sections = []
+    for name, keys in choice.sections.items():
+        # an image of two sections is shown in the first one alone
+        members = [by_key[key] for key in keys if key in by_key and key not in seen]
+        seen.update(keys)
+        sections.append((name, members))
+    total = max(1, int(choice.pixels.sum()))
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+    )
+    html = environment.get_template("browse.html.j2").render(
+        place=stores.redact(output_url),
+        seed=seed,
+        statuses=[(name, choice.statuses[name]) for name in ("ok", "partial", "failed")],
+        num_images=choice.statuses.total(),
+        sections=[(name, members) for name, members in sections if members],
+        left_out=len(seen - by_key.keys()),
+        failures=choice.failures,
+        reasons=choice.reasons.most_common(),
+        classes=[
+            (name, "#{:02x}{:02x}{:02x}".format(*colour), 100 * int(pixels) / total)
+            for name, colour, pixels in zip(
+                classes.names, classes.palette, choice.pixels, strict=True
+            )
+        ],
+    )
+    return html.encode("utf-8", "replace")
+
+
+def _chance(key: str, seed: int) -> int:
+    """A number below 2**53 that depends on key and seed alone."""
+    digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 11
+
+
+def _picture(row: Mapping[str, Any], data: object, classes: Classes) -> Picture:
+    """An image and its overlay; its mask alone where the image cannot be had any more."""
+    mask = row.get("mask") or {}
+    stored = row.get("mask_rle") or mask.get("bytes") or stores.read_bytes(mask["path"])
+    try:
+        label = decode_mask(stored)
+    except FcnError as error:
+        raise StoreError(
+            f"the mask of {row['key']} cannot be decoded: {error}; run verify"
+        ) from error
+    pixels, text = None, _text(row, classes)
+    try:
+        if isinstance(data, bytes):
+            pixels = decode_image(data, lenient=row["status"] == "partial").pixels
+            picture = overlay(pixels, label, classes)
+        else:
+            text += f" · no image: {data}"
+    except FcnError as error:
+        pixels, text = None, f"{text} · no image: {error}"
+    if pixels is None:
+        picture = colourise(label, classes)
+    return Picture(
+        key=row["key"],
+        text=text,
+        image=None if pixels is None else image_url(pixels, max_width=PICTURE_WIDTH),
+        overlay=image_url(picture, max_width=PICTURE_WIDTH),
+    )
+
+
+def _text(row: Mapping[str, Any], classes: Classes) -> str:
+    """Confidence, and the classes with the largest shares."""
+    counts = row["class_pixels"]
+    order = sorted(range(len(counts)), key=counts.__getitem__, reverse=True)[:3]
+    shares = [
+        f"{classes.names[index]} {100 * counts[index] / sum(counts):.0f} %"
+        for index in order
+        if counts[index]
+    ]
+    return f"confidence {row['confidence']:.2f} · {', '.join(shares)}"
+
+
+def _entry(row: Mapping[str, Any]) -> Entry:
+    size = stores.UNKNOWN_SIZE if row["size"] is None else row["size"]
+    return Entry(key=row["key"], url=row["url"], size=size, etag=row["etag"])

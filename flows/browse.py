@@ -8,7 +8,7 @@ from tasks.run_names import run_name
 
 @flow(name="browse", flow_run_name=run_name("browse {}", "output_url"))
 def browse(
-    output_url: str, page_url: str | None = None, images_per_section: int = 6, seed: int = 0
+    output_url: str, page_url: str | None = None, images_per_section: int = 8, seed: int = 0
 ) -> BrowseSummary:
     """Make one page of a prediction's overlays: random, least confident, by class, failed.
 

@@ -55,11 +55,10 @@ def make_page(
         raise stores.StoreError(f"no manifest at {stores.redact(output_url)}: no output of predict")
     classes = manifests.read(output_url, runs[-1]).card.model.label_classes()
     choice = choose(output_url, classes, count=images_per_section, seed=seed)
-    keys = [key for section in choice.sections.values() for key in section]
-    found = list(pictures(output_url, keys, classes))
+    found = list(pictures(output_url, choice.keys, classes))
     stores.write_bytes(url, render(output_url, choice, iter(found), classes, seed))
     by_key = {picture.key: picture for picture in found}
-    first = list(dict.fromkeys(key for key in keys if key in by_key))[:MARKDOWN_PICTURES]
+    first = [key for key in choice.keys if key in by_key][:MARKDOWN_PICTURES]
     shown = [
         f"{Markdown(f'![{escape(key)}]({by_key[key].overlay})')}\n\n"
         f"{escape(key)}: {escape(by_key[key].text)}"

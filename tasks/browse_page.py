@@ -40,9 +40,25 @@ MAX_CLASSES = 40
 NUM_FAILURES = 40
 
 _AT_ONCE = 8  # images in memory
+_SPARE = 4  # candidates of a section for each image: some are shown in an earlier one
 _COLUMNS = ["key", "status", "height", "width", "confidence", "class_pixels"]
 _REASON = ["key", "error_class", "error"]
 _SHOWN = ["key", "url", "size", "etag", "status", "confidence", "class_pixels"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """Images that are shown for one reason.
+
+    Attributes:
+        heading: The reason.
+        class_index: The class that they have most of, if that is it.
+        keys: Of the images; no image is in two sections.
+    """
+
+    heading: str
+    class_index: int | None
+    keys: list[str]
 
 
 @dataclass(kw_only=True)
@@ -50,26 +66,35 @@ class Choice:
     """What a page is about to show.
 
     Attributes:
-        sections: Heading and keys, in the order of the page.
+        sections: In the order of the page; those without an image are left out.
         failures: Key, error class and reason of some failed images.
         reasons: Failed images by error class.
         statuses: Images by status.
         pixels: Pixels by class.
     """
 
-    sections: dict[str, list[str]]
+    sections: list[Section]
     failures: list[tuple[str, str, str]] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     statuses: Counter[str] = field(default_factory=Counter)
     pixels: np.ndarray
 
+    @property
+    def keys(self) -> list[str]:
+        """The images of all sections."""
+        return [key for section in self.sections for key in section.keys]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """An image of the page: ``data:`` URLs, and what is said below them."""
+    """An image of the page: ``data:`` URLs, and what is said below them.
+
+    ``shares`` are those of the classes, by id, from 0 to 1.
+    """
 
     key: str
     text: str
+    shares: Sequence[float]
     image: str | None
     overlay: str
 
@@ -91,12 +116,10 @@ def choose(output_url: str, classes: Classes, *, count: int, seed: int) -> Choic
     Raises:
         StoreError: no parts there, or they cannot be read.
     """
-    shown = classes.names[:MAX_CLASSES]
-    best: dict[str, list[tuple[float, int, str]]] = {
-        name: [] for name in ("Random", "Least confident", *(f"Most {name}" for name in shown))
-    }
+    indices = [None, None, *range(min(len(classes), MAX_CLASSES))]
+    best: list[list[tuple[float, int, str]]] = [[] for _ in indices]
     failed: list[tuple[int, str, str, str]] = []
-    choice = Choice(sections={}, pixels=np.zeros(len(classes), np.int64))
+    choice = Choice(sections=[], pixels=np.zeros(len(classes), np.int64))
     for batch in parts.read(output_url).to_batches(columns=[*_COLUMNS, *_REASON[1:]]):
         choice.statuses.update(batch["status"].to_pylist())
         bad = batch.filter(pc.equal(batch["status"], "failed"))
@@ -116,12 +139,18 @@ def choose(output_url: str, classes: Classes, *, count: int, seed: int) -> Choic
         small = pixels.sum(axis=1) <= MAX_PIXELS
         shares = pixels / pixels.sum(axis=1, keepdims=True)
         ranks = [chance.astype(float), np.asarray(good["confidence"]), *(-shares.T[:MAX_CLASSES])]
-        for (name, chosen), rank in zip(best.items(), ranks, strict=True):
-            allowed = np.flatnonzero(small & (rank < 0) if name.startswith("Most ") else small)
-            order = allowed[np.lexsort((chance[allowed], rank[allowed]))][:count]
-            found = ((float(rank[i]), int(chance[i]), keys[i]) for i in order)
-            best[name] = sorted([*chosen, *found])[:count]
-    choice.sections = {name: [key for *_, key in chosen] for name, chosen in best.items() if chosen}
+        for place, (index, rank) in enumerate(zip(indices, ranks, strict=True)):
+            allowed = np.flatnonzero(small & (rank < 0) if index is not None else small)
+            order = allowed[np.lexsort((chance[allowed], rank[allowed]))][: _SPARE * count]
+            found = [(float(rank[row]), int(chance[row]), keys[row]) for row in order]
+            best[place] = sorted([*best[place], *found])[: _SPARE * count]
+    headings = ["Random", "Least confident", *(f"Most {name}" for name in classes.names)]
+    seen: set[str] = set()
+    for heading, index, candidates in zip(headings, indices, best, strict=False):
+        unseen = [key for *_, key in candidates if key not in seen][:count]
+        seen.update(unseen)
+        if unseen:
+            choice.sections.append(Section(heading=heading, class_index=index, keys=unseen))
     choice.failures = [(key, name, text) for _, key, name, text in failed]
     return choice
 
@@ -162,13 +191,11 @@ def render(
             break
         size += picture.num_bytes
         by_key[picture.key] = picture
-    seen: set[str] = set()
-    sections = []
-    for name, keys in choice.sections.items():
-        # an image of two sections is shown in the first one alone
-        members = [by_key[key] for key in keys if key in by_key and key not in seen]
-        seen.update(keys)
-        sections.append((name, members))
+    sections = [
+        (section.heading, [_captioned(by_key[key], section, classes) for key in there])
+        for section in choice.sections
+        if (there := [key for key in section.keys if key in by_key])
+    ]
     total = max(1, int(choice.pixels.sum()))
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
@@ -180,8 +207,8 @@ def render(
         seed=seed,
         statuses=[(name, choice.statuses[name]) for name in ("ok", "partial", "failed")],
         num_images=choice.statuses.total(),
-        sections=[(name, members) for name, members in sections if members],
-        left_out=len(seen - by_key.keys()),
+        sections=sections,
+        left_out=len(choice.keys) - len(by_key),
         failures=choice.failures,
         reasons=choice.reasons.most_common(),
         classes=[
@@ -210,7 +237,7 @@ def _picture(row: Mapping[str, Any], data: object, classes: Classes) -> Picture:
         raise StoreError(
             f"the mask of {row['key']} cannot be decoded: {error}; run verify"
         ) from error
-    pixels, text = None, _text(row, classes)
+    pixels, text = None, f"confidence {row['confidence']:.2f}"
     try:
         if isinstance(data, bytes):
             pixels = decode_image(data, lenient=row["status"] == "partial").pixels
@@ -224,21 +251,18 @@ def _picture(row: Mapping[str, Any], data: object, classes: Classes) -> Picture:
     return Picture(
         key=row["key"],
         text=text,
+        shares=[count / label.size for count in row["class_pixels"]],
         image=None if pixels is None else image_url(pixels, max_width=PICTURE_WIDTH),
         overlay=image_url(picture, max_width=PICTURE_WIDTH),
     )
 
 
-def _text(row: Mapping[str, Any], classes: Classes) -> str:
-    """Confidence, and the classes with the largest shares."""
-    counts = row["class_pixels"]
-    order = sorted(range(len(counts)), key=counts.__getitem__, reverse=True)[:3]
-    shares = [
-        f"{classes.names[index]} {100 * counts[index] / sum(counts):.0f} %"
-        for index in order
-        if counts[index]
-    ]
-    return f"confidence {row['confidence']:.2f} · {', '.join(shares)}"
+def _captioned(picture: Picture, section: Section, classes: Classes) -> tuple[Picture, str]:
+    """A picture and what is said below it: its share of the section's class, or the largest."""
+    order = sorted(range(len(classes)), key=picture.shares.__getitem__, reverse=True)[:2]
+    shown = order if section.class_index is None else [section.class_index]
+    shares = [f"{classes.names[index]} {100 * picture.shares[index]:.1f} %" for index in shown]
+    return picture, f"{', '.join(shares)} · {picture.text}"
 
 
 def _entry(row: Mapping[str, Any]) -> Entry:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tasks import browse_page, stores
-from tasks.browse_page import Choice, choose, pictures, render
+from tasks.browse_page import Choice, Section, choose, pictures, render
 from tasks.predict_config import PredictConfig
 from tasks.shards import write_part_with
 from tests.tasks.pictures import CLASSES, Brightness, encoded, planned, put
@@ -34,31 +34,43 @@ def output(tmp_path: Path) -> str:
 
 def page_of(output: str, count: int = 2, seed: int = 0) -> str:
     choice = choose(output, CLASSES, count=count, seed=seed)
-    keys = [key for section in choice.sections.values() for key in section]
-    return render(output, choice, pictures(output, keys, CLASSES), CLASSES, seed).decode()
+    found = pictures(output, choice.keys, CLASSES)
+    return render(output, choice, found, CLASSES, seed).decode()
+
+
+def sections_of(choice: Choice) -> dict[str, list[str]]:
+    return {section.heading: section.keys for section in choice.sections}
 
 
 def test_sections_are_random_least_confident_and_most_of_each_class(tmp_path: Path) -> None:
     url = str(tmp_path)
-    commit(
-        url,
-        [
-            row("a", confidence=0.9, class_pixels=[6, 0, 0]),
-            row("b", confidence=0.2, class_pixels=[1, 5, 0]),
-            row("c", confidence=0.5, class_pixels=[3, 3, 0]),
-            failed("x"),
-        ],
-    )
-    commit(url, [row("c", confidence=0.1, class_pixels=[2, 4, 0])], run=1)
+    rows = [
+        row(f"{number:03d}", confidence=0.5 + number / 1000, class_pixels=[600 - number, number, 0])
+        for number in range(300)
+    ]
+    commit(url, [*rows, failed("x")])
+    commit(url, [row("250", confidence=0.1, class_pixels=[300, 300, 0])], run=1)
+
     choice = choose(url, CLASSES, count=2, seed=0)
-    assert choice.sections["Least confident"] == ["c", "b"]
-    assert choice.sections["Most dark"] == ["a", "c"]
-    assert choice.sections["Most medium"] == ["b", "c"]
-    assert "Most bright" not in choice.sections
-    assert len(choice.sections["Random"]) == 2
+
+    sections = sections_of(choice)
+    random = sections.pop("Random")
+    assert len(random) == 2
+    assert sections == {
+        "Least confident": ["250", "000"],
+        "Most dark": ["001", "002"],
+        "Most medium": ["299", "298"],
+    }
+    assert not set(random) & {"250", "000", "001", "002", "299", "298"}
     assert choice.failures == [("x", "CorruptImage", "why")]
-    assert choice.statuses == {"ok": 3, "failed": 1}
-    assert choice.pixels.tolist() == [9, 9, 0]
+    assert choice.statuses == {"ok": 300, "failed": 1}
+    assert choice.pixels.sum() == 600 * 300
+
+
+def test_no_image_is_in_two_sections(output: str) -> None:
+    sections = sections_of(choose(output, CLASSES, count=2, seed=0))
+    shown = [key for keys in sections.values() for key in keys]
+    assert len(shown) == len(set(shown)) == 5
 
 
 def test_choice_depends_on_rows_and_seed_and_not_on_parts(tmp_path: Path) -> None:
@@ -67,9 +79,9 @@ def test_choice_depends_on_rows_and_seed_and_not_on_parts(tmp_path: Path) -> Non
     commit(one, rows)
     for number in range(6):
         commit(many, rows[10 * number : 10 * number + 10], number=number)
-    chosen = [choose(url, CLASSES, count=5, seed=7).sections for url in (one, many)]
-    assert chosen[0] == chosen[1]
-    assert choose(one, CLASSES, count=5, seed=8).sections["Random"] != chosen[0]["Random"]
+    chosen = [choose(url, CLASSES, count=5, seed=7) for url in (one, many)]
+    assert chosen[0].sections == chosen[1].sections
+    assert choose(one, CLASSES, count=5, seed=8).sections[0] != chosen[0].sections[0]
 
 
 def test_page_needs_nothing_and_escapes_what_strangers_named(output: str) -> None:
@@ -96,7 +108,8 @@ def test_page_is_bounded_and_says_what_it_left_out(
     keys = ["bright1.png", "bright2.png", "medium.png"]
     sizes = [picture.num_bytes for picture in pictures(output, keys, CLASSES)]
     monkeypatch.setattr(browse_page, "MAX_PAGE_BYTES", sum(sizes) - 1)
-    choice = Choice(sections={"Random": keys}, pixels=np.array([1, 0, 0]))
+    section = Section(heading="Random", class_index=None, keys=keys)
+    choice = Choice(sections=[section], pixels=np.array([1, 0, 0]))
     page = render(output, choice, pictures(output, keys, CLASSES), CLASSES, 0).decode()
     assert page.count("<figure>") == 2
     assert "1 chosen images are left out" in page

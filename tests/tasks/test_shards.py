@@ -165,3 +165,28 @@ def test_png_sink_alone_leaves_the_masks_out_of_the_parts(
 def test_keys_cannot_lead_out_of_the_output(tmp_path: Path) -> None:
     url = mask_saver(str(tmp_path / "out"))("../../x", b"png")
     assert Path(url).resolve().is_relative_to(tmp_path / "out" / "masks")
+
+
+def test_summary_tells_weak_spots_and_drift_also_of_parts_done_before(
+    tmp_path: Path, model: str, rng: np.random.Generator
+) -> None:
+    collection, output = str(tmp_path / "in"), str(tmp_path / "out")
+    config = PredictConfig(images_per_shard=1)
+    put(collection, {name: encoded(pixels(rng)) for name in ("a.png", "b.png")})
+    plan = plan_run(collection, model, output, config)
+    write_part_with(Brightness(), plan.manifest, 0, config)  # by an earlier attempt
+    report = write_part_with(Brightness(), plan.manifest, 1, config)
+    first = summarise(plan, [report], seconds=1.0)
+    assert [(spot.key, spot.confidence) for spot in first.weak_spots] == [
+        ("a.png", 0.5),
+        ("b.png", 0.5),
+    ]
+    assert [share.drift for share in first.class_shares] == [None] * 3
+    assert sum(share.pixels for share in first.class_shares) == 2 * 12 * 16
+
+    put(collection, {"c.png": encoded(np.full((12, 16, 3), 255, np.uint8))})
+    plan = plan_run(collection, model, output, config)
+    report = write_part_with(Brightness(), plan.manifest, 0, config)
+    second = summarise(plan, [report], seconds=1.0)
+    assert [share.share for share in second.class_shares] == [0, 0, 1]
+    assert second.class_shares[0].drift == -first.class_shares[0].share

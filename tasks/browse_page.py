@@ -121,20 +121,19 @@ def choose(output_url: str, classes: Classes, *, count: int, seed: int) -> Choic
     failed: list[tuple[int, str, str, str]] = []
     choice = Choice(sections=[], pixels=np.zeros(len(classes), np.int64))
     for batch in parts.read(output_url).to_batches(columns=[*_COLUMNS, *_REASON[1:]]):
-        choice.statuses.update(batch["status"].to_pylist())
-        bad = batch.filter(pc.equal(batch["status"], "failed"))
-        choice.reasons.update(bad["error_class"].to_pylist())
+        choice.statuses.update(map(str, batch["status"].to_pylist()))
+        bad = batch.filter(pc.equal(batch["status"], pa.scalar("failed")))
+        choice.reasons.update(map(str, bad["error_class"].to_pylist()))
         reasons = zip(*(bad[name].to_pylist() for name in _REASON), strict=True)
         failed = sorted([*failed, *((_chance(row[0], seed), *row) for row in reasons)])
         failed = failed[:NUM_FAILURES]
-        good = batch.filter(
-            pc.fill_null(pc.equal(pc.list_value_length(batch["class_pixels"]), len(classes)), False)
-        )
+        num_classes = pc.fill_null(pc.list_value_length(batch["class_pixels"]), 0)
+        good = batch.filter(pc.equal(num_classes, pa.scalar(len(classes), pa.int32())))
         if not good.num_rows:
             continue
-        pixels = np.asarray(good["class_pixels"].flatten()).reshape(-1, len(classes))
+        pixels = np.asarray(pc.list_flatten(good["class_pixels"])).reshape(-1, len(classes))
         choice.pixels += pixels.sum(axis=0)
-        keys = good["key"].to_pylist()
+        keys = list(map(str, good["key"].to_pylist()))
         chance = np.array([_chance(key, seed) for key in keys], np.uint64)
         small = pixels.sum(axis=1) <= MAX_PIXELS
         shares = pixels / pixels.sum(axis=1, keepdims=True)

@@ -104,7 +104,7 @@ def _places(output_url: str) -> Iterator[np.ndarray]:
                 parquet = pq.ParquetFile(file)
                 for group in range(parquet.num_row_groups):
                     table = parquet.read_row_group(group, columns=["key", "status"])
-                    found = table["key"].to_pylist()
+                    found = list(map(str, table["key"].to_pylist()))
                     rows = [
                         (run, number, group, row)
                         for row, (key, status) in enumerate(

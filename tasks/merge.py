@@ -23,9 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fcn.masks import MaskFormat
-from tasks import findings, part_file, parts, stores
 from tasks import manifest as manifests
+from tasks import part_file, parts, stores
 from tasks.manifest import Manifest, RunCard
+from tasks.part_check import check_rows
 from tasks.plan import committed_rows, missing_shards
 from tasks.stores import StoreError
 
@@ -71,7 +72,7 @@ def plan_merge(output_url: str) -> Merge | None:
             f"{newest.num_shards:,} parts are not there; finish it with predict, then compact"
         )
     if newest.card.merged:
-        left_over = bool(older) or any(run < newest.card.run for run in there)
+        left_over = older or min(there) < newest.card.run or not parts.is_indexed(output_url)
         return Merge(manifest=newest, sources=tuple(older), missing=missing) if left_over else None
     if not older:
         return None
@@ -141,7 +142,7 @@ def remove_merged(merge: Merge) -> None:
     manifest = merge.manifest
     run, output_url = manifest.card.run, manifest.output_url
     for number in range(manifest.num_shards):
-        for finding in findings.check_rows(manifest, number):
+        for finding in check_rows(manifest, number):
             raise MergeError(
                 f"{finding.place} is not as it was written: {finding.text}; older runs are "
                 "kept. Remove it, then compact again"
@@ -238,7 +239,7 @@ class _Source:
         if known and known[0] == (number, group):
             return known[1]
         if self._parts.get(run) != number:
-            for finding in findings.check_rows(self._sources[run], number):
+            for finding in check_rows(self._sources[run], number):
                 raise MergeError(f"{finding.place}: {finding.text}; {_VERIFY}")
             self._parts[run] = number
         with stores.open_input(parts.part_url(self._output_url, run, number)) as file:

@@ -184,7 +184,7 @@ def encode_table(table: pa.Table, part: Part) -> bytes:
         write_page_index=True,
     ) as writer:
         writer.write_table(table, row_group_size=ROW_GROUP_ROWS)
-        writer.add_key_value_metadata({_CARD: part.model_dump_json().encode()})
+        writer.add_key_value_metadata({_CARD.decode(): part.model_dump_json()})
     data = sink.getvalue()
     # the card stands behind everything that is made of the rows: theirs cannot be the last one
     start = _digest_place(data, part.sha256)

@@ -172,7 +172,7 @@ def other_digests(output_url: str, part: Part) -> dict[str, str]:
     unread = pc.is_in(table["error_class"], pa.array(READ_ERRORS))
     digests = pc.if_else(unread, "", table["run_digest"]).to_pylist()
     by_key = zip(table["key"].to_pylist(), digests, strict=True)
-    return {key: digest for key, digest in by_key if digest != part.run_digest}
+    return {str(key): str(digest) for key, digest in by_key if digest != part.run_digest}
 
 
 def _dataset(places: Sequence[tuple[int, str]]) -> ds.Dataset:

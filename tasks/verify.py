@@ -10,7 +10,8 @@ from prefect.cache_policies import NO_CACHE
 from tasks import manifest as manifests
 from tasks import stores
 from tasks.artifacts import publish_table
-from tasks.findings import NEXT_STEPS, Finding, Kind, Seen, check_output
+from tasks.findings import NEXT_STEPS, Finding, Kind, Seen
+from tasks.output_check import check_output
 
 MAX_FINDINGS = 1000
 """Findings after which a verification ends: by then the output is not to be mended by hand."""
@@ -45,7 +46,7 @@ class VerifySummary:
 
 @task(task_run_name="verify the output", cache_policy=NO_CACHE)
 def verify_output(output_url: str) -> VerifySummary:
-    """Check manifests, parts, rows, masks and index of an output; see `tasks.findings`.
+    """Check manifests, parts, rows, masks and index of an output; see `tasks.output_check`.
 
     Raises:
         VerifyError: something is not as it was written.

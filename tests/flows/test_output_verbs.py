@@ -60,7 +60,8 @@ def test_verify_ends_with_what_is_wrong_where_and_what_to_do(
     errors = capfd.readouterr().err
     assert "error: 2 findings, 8 rows checked\n" in errors
     assert "  unreadable part, 1: parts/run=00000/part-00001.parquet: no part of ours" in errors
-    assert "    remove the part and run predict again: its images are segmented anew\n" in errors
+    assert "    remove the part and _index.json, then run predict again: its images" in errors
+    assert " are segmented anew\n" in errors
     assert "  foreign file, 1: parts/notes.txt: no name of a part\n" in errors
 
     state = verify(output, return_state=True)

@@ -13,8 +13,9 @@ import pytest
 
 from tasks import manifest as manifests
 from tasks import part_file, parts, stores
-from tasks.findings import Seen, check_output
+from tasks.findings import Seen
 from tasks.merge import MergeError, plan_merge, remove_merged, write_merged
+from tasks.output_check import check_output
 from tasks.plan import plan_run
 from tasks.predict_config import PredictConfig
 from tasks.shards import write_part_with

@@ -14,7 +14,8 @@ import pytest
 
 from fcn.masks import encode_mask
 from tasks import part_file, parts, stores
-from tasks.findings import NEXT_STEPS, Finding, Seen, check_output
+from tasks.findings import NEXT_STEPS, Finding, Seen
+from tasks.output_check import check_output
 from tasks.predict_config import PredictConfig
 from tasks.shards import write_part_with
 from tasks.stores import StoreError

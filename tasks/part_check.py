@@ -178,8 +178,8 @@ def _inconsistency(row: Mapping[str, Any]) -> str:
             return "failed without a reason"
         given = [name for name in ("mask", "mask_rle", "class_pixels") if row.get(name) is not None]
         return f"failed, but with {', '.join(given)}" if given else ""
-    empty = [name for name in ("height", "width", "class_pixels", "confidence") if not row[name]]
-    if empty and row["confidence"] != 0:
+    needed = ("height", "width", "class_pixels", "confidence")
+    if empty := [name for name in needed if row[name] is None]:
         return f"{row['status']}, but without {', '.join(empty)}"
     if not 0 <= row["confidence"] <= 1:
         return f"confidence is {row['confidence']}; expected 0 to 1"

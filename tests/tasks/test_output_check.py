@@ -216,7 +216,7 @@ LABEL = np.zeros((12, 16), np.uint8)
     [
         ({"status": "fine"}, "row", "status is 'fine'"),
         ({"status": "failed"}, "row", "failed without a reason"),
-        ({"height": None}, "row", "ok, but without height"),
+        ({"height": None, "confidence": 0.0}, "row", "ok, but without height"),
         ({"confidence": 1.5}, "row", "confidence is 1.5"),
         ({"run_digest": "x"}, "row", "run digest x, which is that of no run"),
         ({"mask": None}, "mask", "neither a mask nor the object of one"),

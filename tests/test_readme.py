@@ -27,7 +27,7 @@ SHORT = {  # appended: the later of two equal options counts
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, prefect_server):
-    """A folder as the README assumes it, after its five commands."""
+    """A folder as the README assumes it, after its commands."""
     place = tmp_path_factory.mktemp("readme")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -40,7 +40,7 @@ def place(tmp_path_factory, prefect_server):
     return place
 
 
-def test_the_five_verbs_are_shown_in_order():
+def test_the_verbs_are_shown_in_order():
     shown = tuple(command.partition(" ")[0] for command in VERB_COMMANDS)
     assert shown == flows.command_line.VERBS
 

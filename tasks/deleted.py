@@ -46,18 +46,25 @@ class Draft:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._writer = pq.ParquetWriter(path, SCHEMA, compression="zstd")
+        with stores.explained(str(path), "write"):
+            self._writer = pq.ParquetWriter(path, SCHEMA, compression="zstd")
         self.num_rows = 0
 
     def __enter__(self) -> "Draft":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.close()
+        with stores.explained(str(self._path), "write"):
+            self._writer.close()
 
     def add(self, rows: pa.Table) -> None:
-        """Add rows that have the columns of `SCHEMA`, in the order of their keys."""
-        self._writer.write_table(rows.select(SCHEMA.names).cast(SCHEMA))
+        """Add rows that have the columns of `SCHEMA`, in the order of their keys.
+
+        Raises:
+            StoreError: the temporary folder is full.
+        """
+        with stores.explained(str(self._path), "write"):
+            self._writer.write_table(rows.select(SCHEMA.names).cast(SCHEMA))
         self.num_rows += rows.num_rows
 
     def publish(self, output_url: str) -> None:
@@ -66,7 +73,8 @@ class Draft:
         Raises:
             StoreError: the output cannot be written.
         """
-        self._writer.close()
+        with stores.explained(str(self._path), "write"):
+            self._writer.close()
         url = deleted_url(output_url)
         if self.num_rows:
             stores.replace_file(url, self._path)

@@ -28,7 +28,8 @@ def predict(
 
     Args:
         collection_url: A prefix (s3://bucket/photos), a prefix and a glob
-            (s3://bucket/photos/**/left_*.jpg), or one image.
+            (s3://bucket/photos/**/left_*.jpg, s3://bucket/shards/*.tar), one image, tar file
+            or Parquet file with images, or a CSV or Parquet list with a column url.
         model_url: A model.safetensors of a training run.
         output_url: Where manifest, parts and index go.
         config: Shards, batches, mask format, limits.

@@ -22,10 +22,11 @@ from fcn.draw import colourise, overlay
 from fcn.errors import FcnError
 from fcn.images import decode_image
 from fcn.masks import decode_mask
+from tasks import manifest as manifests
 from tasks import parts, stores
 from tasks.markdown import image_url
 from tasks.reading import read_objects
-from tasks.stores import Entry, StoreError
+from tasks.stores import StoreError
 
 PICTURE_WIDTH = 320
 """Pixels above which a picture is made smaller; an image is shown with and without its mask."""
@@ -43,7 +44,7 @@ _AT_ONCE = 8  # images in memory
 _SPARE = 4  # candidates of a section for each image: some are shown in an earlier one
 _COLUMNS = ["key", "status", "height", "width", "confidence", "class_pixels"]
 _REASON = ["key", "error_class", "error"]
-_SHOWN = ["key", "url", "size", "etag", "status", "confidence", "class_pixels"]
+_SHOWN = ["key", "run", "status", "confidence", "class_pixels"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,9 +165,13 @@ def pictures(output_url: str, keys: Sequence[str], classes: Classes) -> Iterator
     masks = [name for name in ("mask", "mask_rle") if name in rows.schema.names]
     wanted = pc.field("key").isin(pa.array(sorted(set(keys)), pa.string()))
     chosen = rows.filter(wanted).to_table(columns=[*_SHOWN, *masks]).to_pylist()
+    entries = {
+        run: manifests.read(output_url, run).find({row["key"] for row in chosen})
+        for run in {row["run"] for row in chosen}
+    }
     for start in range(0, len(chosen), _AT_ONCE):
         some = chosen[start : start + _AT_ONCE]
-        found = read_objects([_entry(row) for row in some], last_attempt=True)
+        found = read_objects([entries[row["run"]][row["key"]] for row in some], last_attempt=True)
         for row, data in zip(some, found, strict=True):
             yield _picture(row, data, classes)
 
@@ -262,8 +267,3 @@ def _captioned(picture: Picture, section: Section, classes: Classes) -> tuple[Pi
     shown = order if section.class_index is None else [section.class_index]
     shares = [f"{classes.names[index]} {100 * picture.shares[index]:.1f} %" for index in shown]
     return picture, f"{', '.join(shares)} · {picture.text}"
-
-
-def _entry(row: Mapping[str, Any]) -> Entry:
-    size = stores.UNKNOWN_SIZE if row["size"] is None else row["size"]
-    return Entry(key=row["key"], url=row["url"], size=size, etag=row["etag"])

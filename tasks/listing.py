@@ -27,19 +27,37 @@ _VERSION_FIELDS = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """One object of a store.
+    """One object of a store, or one image inside a container.
 
-    ``key`` is the path below the listed prefix, with ``/`` between its parts; ``size`` is in
-    bytes (`UNKNOWN_SIZE` when the store does not tell); ``etag`` is the store's own version
-    of the content, or the modification time where it keeps none.
+    Attributes:
+        key: path below the listed prefix, with ``/`` between its parts.
+        url: where it is.
+        size: in bytes; `UNKNOWN_SIZE` where the store does not tell, and in a Parquet file.
+        etag: the store's own version of the content, or the modification time where it keeps
+            none; inside a container, that of the container.
+        container: URL of the tar or Parquet file that holds the image; ``None`` for an object
+            of its own.
+        offset: first byte in a tar; number of the row in a Parquet file.
+        length: bytes to be read for it: exact in a tar, in a Parquet file the mean of its row
+            group.
     """
 
     key: str
     url: str
     size: int
     etag: str
+    container: str | None = None
+    offset: int | None = None
+    length: int | None = None
+
+    @property
+    def expected_bytes(self) -> int:
+        """Bytes that reading it brings into memory, about, where that is known."""
+        if self.size != UNKNOWN_SIZE:
+            return self.size
+        return 1 << 20 if self.length is None else self.length
 
 
 def walk(fs: Any, path: str, url: str) -> Iterator[Entry]:

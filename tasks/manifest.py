@@ -2,39 +2,31 @@
 
 ::
 
-    manifest/run=00000/manifest.parquet     key, url, size, etag; the run's card in the footer
+    manifest/run=00000/manifest.parquet     a row is a `tasks.listing.Entry`: key, url, size,
+                                            etag, container, offset, length; the run's card
+                                            in the footer
 
 It is written once, before any work, and fixes everything after it: shard ``n`` is rows
 ``n * images_per_shard`` and on, whoever does it and however often. Rows are written and read
 in pages; memory holds one page.
 """
 
-import fnmatch
 import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from fcn.classes import Classes
 from tasks import stores
+from tasks.pages import PAGE_ROWS, SCHEMA, complete, paged, rechunk, to_entries
 from tasks.stores import Entry, StoreError
-
-PAGE_ROWS = 10_000
-"""Rows of a page, about; a page holds whole shards."""
-
-_COLUMNS: "list[pa.Field[Any]]" = [
-    pa.field("key", pa.string()),
-    pa.field("url", pa.string()),
-    pa.field("size", pa.int64()),
-    pa.field("etag", pa.string()),
-]
 
 _CARD = b"fcn.run"
 _RUN = re.compile(r"run=(\d{5,})/manifest\.parquet")
@@ -98,13 +90,24 @@ class Manifest:
             parquet = pq.ParquetFile(file)
             page, start = divmod(first, parquet.metadata.row_group(0).num_rows)
             table = parquet.read_row_group(page).slice(start, self.card.images_per_shard)
-        return list(_entries(table))
+        return list(to_entries(complete(table)))
+
+    def pages(self) -> Iterator[pa.Table]:
+        """All images as pages of entries, in order."""
+        with stores.open_input(manifest_url(self.output_url, self.card.run)) as file:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=PAGE_ROWS):
+                yield complete(pa.Table.from_batches([batch]))
 
     def entries(self) -> Iterator[Entry]:
         """All images, in order."""
-        with stores.open_input(manifest_url(self.output_url, self.card.run)) as file:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=PAGE_ROWS):
-                yield from _entries(pa.Table.from_batches([batch]))
+        for page in self.pages():
+            yield from to_entries(page)
+
+    def find(self, keys: Collection[str]) -> dict[str, Entry]:
+        """Those of the images that have one of these keys, by key."""
+        wanted = pa.array(sorted(keys), pa.string())
+        found = (page.filter(pc.is_in(page["key"], value_set=wanted)) for page in self.pages())
+        return {entry.key: entry for page in found for entry in to_entries(page)}
 
 
 def manifest_name(run: int) -> str:
@@ -117,36 +120,32 @@ def manifest_url(output_url: str, run: int) -> str:
     return stores.join(output_url, manifest_name(run))
 
 
-def collect(
-    collection_url: str, output_url: str, *, include: Sequence[str], exclude: Sequence[str] = ()
-) -> Iterator[Entry]:
-    """The images of a collection, sorted by key and streamed, without this output.
-
-    Args:
-        collection_url: A prefix, a prefix and a glob, or one object.
-        output_url: Left out where it lies below the collection.
-        include: Patterns of images below a prefix; a glob or one object is taken as it is.
-        exclude: Patterns of what to leave out.
+def draft(path: Path, card: RunCard, pages: Iterable[pa.Table]) -> int:
+    """Write a run's manifest to a local file, for `publish`; returns the number of its rows.
 
     Raises:
-        StoreError: the collection does not exist, cannot be listed, is the output itself, or
-            holds a name that is no text; also while iterating.
+        StoreError: the file cannot be written, or ``pages`` cannot be had.
     """
-    kind = stores.kind_of(collection_url)
-    prefix = stores.split_glob(collection_url)[0] if kind == "glob" else collection_url
-    own = _key_below(prefix, output_url)
-    if own == "":
-        raise StoreError(
-            f"output_url and collection_url are both {stores.redact(prefix)}; "
-            "give the output a place of its own, which may lie below the collection"
-        )
-    taken = _matcher(include if kind == "prefix" else ["*"])
-    left_out = _matcher(exclude)
-    for entry in stores.list_entries(collection_url):
-        ours = own and entry.key.startswith(f"{own}/")
-        if taken(entry.key) and not ours and not left_out(entry.key):
-            _require_text(entry)
-            yield entry
+    page_rows = card.images_per_shard * max(1, PAGE_ROWS // card.images_per_shard)
+    schema = SCHEMA.with_metadata({_CARD: card.model_dump_json().encode()})
+    num_rows = 0
+    with (
+        stores.explained(str(path), "write"),  # a full disk, most of all
+        pq.ParquetWriter(path, schema, compression="zstd") as writer,
+    ):
+        for page in rechunk(pages, page_rows):
+            writer.write_table(page.cast(schema), row_group_size=page_rows)
+            num_rows += page.num_rows
+    return num_rows
+
+
+def publish(output_url: str, card: RunCard, path: Path) -> bool:
+    """Put the manifest in ``path``, unless the run has one: ``False`` when it has.
+
+    Raises:
+        StoreError: the output cannot be written.
+    """
+    return stores.create_file(manifest_url(output_url, card.run), path)
 
 
 def write(output_url: str, card: RunCard, entries: Iterable[Entry]) -> bool:
@@ -157,18 +156,10 @@ def write(output_url: str, card: RunCard, entries: Iterable[Entry]) -> bool:
     Raises:
         StoreError: the output, or the temporary folder, cannot be written.
     """
-    page_rows = card.images_per_shard * max(1, PAGE_ROWS // card.images_per_shard)
-    schema = pa.schema(_COLUMNS, {_CARD: card.model_dump_json().encode()})
-    rows = iter(entries)
     with tempfile.TemporaryDirectory(prefix="fcn-manifest-") as folder:
         path = Path(folder) / "manifest.parquet"
-        with (
-            stores.explained(str(path), "write"),  # a full disk, most of all
-            pq.ParquetWriter(path, schema, compression="zstd") as writer,
-        ):
-            while page := list(islice(rows, page_rows)):
-                writer.write_table(_table(page, schema), row_group_size=page_rows)
-        return stores.create_file(manifest_url(output_url, card.run), path)
+        draft(path, card, paged(entries))
+        return publish(output_url, card, path)
 
 
 def runs(output_url: str) -> list[int]:
@@ -194,46 +185,3 @@ def read(output_url: str, run: int) -> Manifest:
         except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
             raise StoreError(f"{stores.redact(url)} is no manifest of ours: {error}") from error
         return Manifest(output_url=output_url, card=card, num_rows=parquet.metadata.num_rows)
-
-
-def _table(entries: Sequence[Entry], schema: pa.Schema) -> pa.Table:
-    columns = {name: [getattr(entry, name) for entry in entries] for name in schema.names}
-    return pa.table(columns, schema=schema)
-
-
-def _entries(table: pa.Table) -> Iterator[Entry]:
-    for key, url, size, etag in zip(*(column.to_pylist() for column in table.columns), strict=True):
-        yield Entry(key=key, url=url, size=size, etag=etag)
-
-
-def _matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
-    """A function that says whether a key matches one of the patterns."""
-    plain: list[str] = []
-    whole: list[str] = []
-    for pattern in patterns:
-        (whole if "/" in pattern else plain).append(fnmatch.translate(pattern))
-    names = re.compile("|".join(plain) or r"(?!)", re.IGNORECASE)
-    keys = re.compile("|".join(whole) or r"(?!)", re.IGNORECASE)
-    return lambda key: bool(names.match(key.rpartition("/")[2]) or keys.match(key))
-
-
-def _key_below(prefix: str, url: str) -> str | None:
-    """The key of ``url`` below ``prefix``, "" for the prefix itself; ``None`` elsewhere."""
-    above, place = (
-        (str(path) if path else text).rstrip("/")
-        for text, path in ((text, stores.local_path(text)) for text in (prefix, url))
-    )
-    if place == above:
-        return ""
-    return place.removeprefix(f"{above}/") if place.startswith(f"{above}/") else None
-
-
-def _require_text(entry: Entry) -> None:
-    try:
-        entry.url.encode()
-    except UnicodeEncodeError:
-        name = entry.key.encode("utf-8", "backslashreplace").decode()
-        raise StoreError(
-            f"the file name {name} is no valid UTF-8 and cannot be a key; rename it or leave "
-            "it out with an exclude pattern"
-        ) from None

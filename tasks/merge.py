@@ -16,7 +16,7 @@ the next merge; `predict` never takes it for a run of its own, but counts its ro
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice, zip_longest
+from itertools import chain, islice, zip_longest
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +26,9 @@ from fcn.masks import MaskFormat
 from tasks import manifest as manifests
 from tasks import part_file, parts, stores
 from tasks.manifest import Manifest, RunCard
+from tasks.pages import to_entries
 from tasks.part_check import check_rows
-from tasks.plan import committed_rows, missing_shards
+from tasks.plan import committed_pages, missing_shards
 from tasks.stores import StoreError
 
 _REMOVERS = 16
@@ -77,8 +78,8 @@ def plan_merge(output_url: str) -> Merge | None:
     if not older:
         return None
     card = _card(runs)
-    rows = committed_rows(output_url, runs)
-    if not manifests.write(output_url, card, (row.entry for row in rows)):
+    entries = chain.from_iterable(map(to_entries, committed_pages(output_url, runs)))
+    if not manifests.write(output_url, card, entries):
         raise MergeError(
             f"another process planned run {card.run:05d} at the same time; let it finish, then "
             "compact"
@@ -175,24 +176,30 @@ def _places(merge: Merge) -> Iterator[_Place]:
     Raises:
         MergeError: the older runs have other keys than when the merge began.
     """
-    output_url, merged = merge.manifest.output_url, merge.manifest.card.run
+    merged = merge.manifest.card.run
     sources = {source.card.run: source for source in merge.sources}
     positions = {run: enumerate(source.entries()) for run, source in sources.items()}
-    rows = committed_rows(output_url, merge.sources)
-    for entry, done in zip_longest(merge.manifest.entries(), rows):
-        if done is None or (entry is not None and entry.key < done.entry.key):
+    for entry, newest in zip_longest(merge.manifest.entries(), _newest_rows(merge)):
+        if newest is None or (entry is not None and entry.key < newest[0]):
             raise MergeError(
                 f"{entry.key} has a row in no older run any more; run predict, which segments "
                 "such images anew, then compact again"
             )
-        if entry is None or entry.key != done.entry.key:
+        key, run = newest
+        if entry is None or entry.key != key:
             raise MergeError(
-                f"{done.entry.key} came into an older run after the merge had begun; remove "
+                f"{key} came into an older run after the merge had begun; remove "
                 f"{manifests.manifest_name(merged)} and parts/run={merged:05d}, then compact again"
             )
-        index = next(i for i, found in positions[done.run] if found.key == entry.key)
-        number, row = divmod(index, sources[done.run].card.images_per_shard)
-        yield _Place(key=entry.key, run=done.run, number=number, row=row)
+        index = next(i for i, found in positions[run] if found.key == key)
+        number, row = divmod(index, sources[run].card.images_per_shard)
+        yield _Place(key=key, run=run, number=number, row=row)
+
+
+def _newest_rows(merge: Merge) -> Iterator[tuple[str, int]]:
+    """Key and run of the newest row of every key in the older runs, in the order of keys."""
+    for page in committed_pages(merge.manifest.output_url, merge.sources):
+        yield from zip(page["key"].to_pylist(), page["run"].to_pylist(), strict=True)
 
 
 class _Source:

@@ -3,44 +3,48 @@
 What is done is told by the parts alone. An unfinished run goes on if it was begun with the
 same model and settings. Otherwise the collection is listed, and a new run is planned for the
 images that are new, have changed, were done by another model or with other settings, or
-could not be read the last time.
+could not be read the last time. Collection and committed rows are compared as streams of
+pages, sorted by key; memory holds a page of each.
 """
 
-import heapq
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from functools import reduce
+from itertools import chain
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks import deleted, models, parts, stores
 from tasks import manifest as manifests
-from tasks import models, parts, stores
+from tasks.collection import collect
 from tasks.manifest import Manifest, ModelCard, RunCard
+from tasks.pages import align
+from tasks.part_file import Part
 from tasks.predict_config import PredictConfig, run_digest
-from tasks.stores import Entry, StoreError
+from tasks.stores import StoreError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A run, and the shards of it that have no part yet; none when there is nothing to do."""
+    """A run, and the shards of it that have no part yet; none when there is nothing to do.
+
+    ``num_deleted`` counts the keys that have rows, but were not in the collection when it was
+    last listed; `tasks.deleted` tells which.
+    """
 
     manifest: Manifest
     missing: tuple[int, ...]
+    num_deleted: int
 
     @property
     def num_missing(self) -> int:
         """Images that are still to be segmented."""
         return sum(self.manifest.num_images(shard) for shard in self.missing)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Done:
-    """A committed row, as far as it decides whether its image is to be done again.
-
-    ``digest`` is that of its run, or empty where the image could not be read.
-    """
-
-    entry: Entry
-    run: int
-    digest: str
 
 
 def plan_run(collection_url: str, model_url: str, output_url: str, config: PredictConfig) -> Plan:
@@ -51,7 +55,7 @@ def plan_run(collection_url: str, model_url: str, output_url: str, config: Predi
 
     Raises:
         StoreError: a URL that holds credentials, does not exist or cannot be written; a
-            collection without images.
+            collection without images, or one that `tasks.collection.collect` refuses.
         CheckpointError: a model file that cannot be used.
         DeviceError: a device this machine does not have.
     """
@@ -71,12 +75,8 @@ def plan_run(collection_url: str, model_url: str, output_url: str, config: Predi
         ]
         missing = missing_shards(same[-1], listed) if same else ()
         if missing and same[-1] is runs[-1]:
-            return Plan(manifest=same[-1], missing=missing)
-        entries = _images(collection_url, output_url, config)
-        todo = pending(entries, committed_rows(output_url, runs), digest) if runs else entries
-        first = next(todo, None)
-        if first is None:
-            return Plan(manifest=(same or runs)[-1], missing=())
+            return Plan(manifest=same[-1], missing=missing, num_deleted=deleted.count(output_url))
+        images = _images(collection_url, output_url, config)
         card = RunCard(
             run=runs[-1].card.run + 1 if runs else 0,
             run_digest=digest,
@@ -84,8 +84,29 @@ def plan_run(collection_url: str, model_url: str, output_url: str, config: Predi
             images_per_shard=config.images_per_shard,
             model=model,
         )
-        manifests.write(output_url, card, chain([first], todo))
+        num_deleted = _plan_next(output_url, card, images, runs)
+        if num_deleted is not None:
+            return Plan(manifest=(same or runs)[-1], missing=(), num_deleted=num_deleted)
         # whoever wrote it: the next turn finds a manifest, ours or that of a faster planner
+
+
+def _plan_next(
+    output_url: str, card: RunCard, images: Iterator[pa.Table], runs: Sequence[Manifest]
+) -> int | None:
+    """Write the manifest of what is to be done; where that is nothing, the deleted keys' number."""
+    with tempfile.TemporaryDirectory(prefix="fcn-plan-") as name:
+        folder = Path(name)
+        with deleted.Draft(folder / "deleted.parquet") as gone:
+            todo = images
+            if runs:
+                committed = committed_pages(output_url, runs)
+                todo = changes(images, committed, card.run_digest, gone)
+            num_rows = manifests.draft(folder / "manifest.parquet", card, todo)
+            gone.publish(output_url)
+        if not num_rows:
+            return gone.num_rows
+        manifests.publish(output_url, card, folder / "manifest.parquet")
+        return None
 
 
 def missing_shards(manifest: Manifest, listed: dict[int, list[int]]) -> tuple[int, ...]:
@@ -99,53 +120,103 @@ def missing_shards(manifest: Manifest, listed: dict[int, list[int]]) -> tuple[in
     return tuple(shard for shard in range(manifest.num_shards) if shard not in there)
 
 
-def pending(entries: Iterable[Entry], done: Iterable[Done], digest: str) -> Iterator[Entry]:
-    """The entries that ``done`` does not cover: both sorted by key, one row in memory.
+def changes(
+    images: Iterable[pa.Table], committed: Iterable[pa.Table], digest: str, gone: deleted.Draft
+) -> Iterator[pa.Table]:
+    """The images that are new, have changed or were not done with ``digest``, by the page.
 
     Args:
-        entries: The collection as it is now.
-        done: The newest committed row of every key.
+        images: The collection as it is now.
+        committed: The newest row of every key, as `committed_pages` gives them.
         digest: Run digest of the run to be planned.
+        gone: Gets the keys of rows whose image is no longer there.
     """
-    rows = iter(done)
-    row = next(rows, None)
-    for entry in entries:
-        while row and row.entry.key < entry.key:
-            row = next(rows, None)
-        same = row and (row.entry.key, row.entry.size, row.entry.etag, row.digest)
-        if same != (entry.key, entry.size, entry.etag, digest):
-            yield entry
+    for now, done in align([images, committed]):
+        if done is not None:
+            keys = pa.array([], pa.string()) if now is None else now["key"].combine_chunks()
+            there = pc.is_in(done["key"], value_set=keys)
+            if not pc.all(there).as_py():
+                gone.add(done.filter(pc.invert(there)))
+        todo = now
+        if now is not None and done is not None:
+            todo = now.filter(pc.invert(_is_done(now, done, digest)))
+        if todo is not None and todo.num_rows:
+            yield todo
 
 
-def committed_rows(output_url: str, runs: Sequence[Manifest]) -> Iterator[Done]:
-    """The newest committed row of every key, sorted by key and streamed."""
-    streams = [_committed_rows_of(output_url, run) for run in runs]
-    merged = heapq.merge(*streams, key=lambda row: (row.entry.key, -row.run))
-    for _, rows in groupby(merged, key=lambda row: row.entry.key):
-        yield next(rows)
+def _is_done(images: pa.Table, done: pa.Table, digest: str) -> Any:
+    """For each image, whether its row is what another run with ``digest`` would give."""
+    row = done.take(pc.index_in(images["key"], value_set=done["key"].combine_chunks()))
+    same: Any = pc.equal(row["digest"], pa.scalar(digest))
+    for column in ("size", "etag"):
+        same = pc.and_(same, pc.equal(row[column], images[column]))
+    return same.fill_null(False)  # of a key without a row nothing is equal
 
 
-def _committed_rows_of(output_url: str, manifest: Manifest) -> Iterator[Done]:
-    """The rows of one run, by its manifest and the names of its parts."""
-    run, digest = manifest.card.run, manifest.card.run_digest
-    committed = {part.number: part for part in parts.committed(output_url) if part.run == run}
-    others = {number: parts.other_digests(output_url, part) for number, part in committed.items()}
-    for index, entry in enumerate(manifest.entries()):
-        shard = index // manifest.card.images_per_shard
-        if shard in committed:
-            yield Done(entry=entry, run=run, digest=others[shard].get(entry.key, digest))
+def committed_pages(output_url: str, runs: Sequence[Manifest]) -> Iterator[pa.Table]:
+    """The newest committed row of every key, sorted by key and streamed: one listing.
 
-
-def _images(collection_url: str, output_url: str, config: PredictConfig) -> Iterator[Entry]:
-    """The images of the collection, at least one."""
-    images = manifests.collect(
-        collection_url, output_url, include=config.include, exclude=config.exclude
+    The columns are those of an entry, ``run``, and ``digest``: the row's run digest, or empty
+    where the image could not be read.
+    """
+    by_run: dict[int, dict[int, Part]] = {}
+    for part in parts.committed(output_url):
+        by_run.setdefault(part.run, {})[part.number] = part
+    newest_first = sorted(runs, key=lambda run: -run.card.run)
+    return newest(
+        [_committed_pages_of(output_url, run, by_run.get(run.card.run, {})) for run in newest_first]
     )
+
+
+def newest(streams: Sequence[Iterable[pa.Table]]) -> Iterator[pa.Table]:
+    """Of several streams, each sorted by key, the row of every key in the first that has it."""
+    for tables in align(streams):
+        kept: list[pa.Table] = []
+        for table in tables:
+            if table is not None:
+                kept.append(reduce(_without, kept, table))
+        yield pa.concat_tables(kept).sort_by("key")
+
+
+def _without(rows: pa.Table, newer: pa.Table) -> pa.Table:
+    """The rows whose key is not among the newer ones."""
+    again = pc.is_in(rows["key"], value_set=newer["key"].combine_chunks())
+    return rows.filter(pc.invert(again))
+
+
+def _committed_pages_of(
+    output_url: str, manifest: Manifest, committed: dict[int, Part]
+) -> Iterator[pa.Table]:
+    """The rows of one run, by its manifest and its parts."""
+    is_committed = np.zeros(manifest.num_shards, bool)
+    is_committed[[number for number in committed if number < manifest.num_shards]] = True
+    first = 0
+    for page in manifest.pages():
+        shards = np.arange(first, first + page.num_rows) // manifest.card.images_per_shard
+        first += page.num_rows
+        others: dict[str, str] = {}
+        for number in range(shards[0], shards[-1] + 1):
+            if number in committed:
+                others |= parts.other_digests(output_url, committed[number])
+        digest = pa.array(np.full(page.num_rows, manifest.card.run_digest))
+        if others:
+            keys = pa.array(list(others), pa.string())
+            found = pa.array(list(others.values()), pa.string())
+            other = found.take(pc.index_in(page["key"].combine_chunks(), value_set=keys))
+            digest = pc.coalesce(other, digest)
+        run = pa.array(np.full(page.num_rows, manifest.card.run, np.int32))
+        rows = page.append_column("digest", digest).append_column("run", run)
+        yield rows.filter(pa.array(is_committed[shards]))
+
+
+def _images(collection_url: str, output_url: str, config: PredictConfig) -> Iterator[pa.Table]:
+    """The images of the collection, at least one."""
+    images = collect(collection_url, output_url, include=config.include, exclude=config.exclude)
     first = next(images, None)
     if first is None:
         raise StoreError(
             f"no images at {stores.redact(collection_url)}; of a prefix these names count: "
-            f"{', '.join(config.include)}" + _excluded(config.exclude)
+            f"{', '.join(config.include)}, and tar or Parquet files" + _excluded(config.exclude)
         )
     return chain([first], images)
 

@@ -83,16 +83,22 @@ def plan_prediction(
     manifest, seconds = plan.manifest, time.monotonic() - start
     if plan.missing:
         get_run_logger().info(
-            "run %05d: %s images in %s shards; to do: %s images in %s shards; planned in %.1f s",
+            "run %05d: %s images in %s shards; to do: %s images in %s shards; deleted since: %s; "
+            "planned in %.1f s",
             manifest.card.run,
             f"{manifest.num_rows:,}",
             f"{manifest.num_shards:,}",
             f"{plan.num_missing:,}",
             f"{len(plan.missing):,}",
+            f"{plan.num_deleted:,}",
             seconds,
         )
     else:
-        get_run_logger().info("nothing to do: every image is done (%.1f s)", seconds)
+        get_run_logger().info(
+            "nothing to do: every image is done; deleted since: %s (%.1f s)",
+            f"{plan.num_deleted:,}",
+            seconds,
+        )
     return plan
 
 

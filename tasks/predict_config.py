@@ -89,9 +89,10 @@ class PredictConfig(BaseModel):
     include: tuple[str, ...] = Field(
         IMAGE_PATTERNS,
         min_length=1,
-        description="Which objects below a prefix are images: shell patterns, matched without "
-        "case against the file name, or against the whole key where the pattern has a slash. "
-        "A glob or a single object as collection_url is taken as it is.",
+        description="Which objects below a prefix, and members of a tar file, are images: shell "
+        "patterns, matched without case against the file name, or against the whole key where "
+        "the pattern has a slash. What a glob matches, a list names, or a Parquet file holds is "
+        "taken as it is.",
     )
     exclude: tuple[str, ...] = Field(
         (), description="Objects to leave out, in patterns like those of include."

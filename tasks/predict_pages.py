@@ -14,14 +14,14 @@ from fcn.masks import decode_mask
 from tasks import parts, stores
 from tasks.manifest import Manifest
 from tasks.markdown import escape, image, table
+from tasks.part_file import Part
 from tasks.reading import read_objects
 from tasks.shards import PredictSummary
-from tasks.stores import Entry
 
 NUM_EXAMPLES = 6
 MAX_EXAMPLE_PIXELS = 20_000_000
 
-_COLUMNS = ["key", "url", "size", "etag", "height", "width", "status", "confidence", "class_pixels"]
+_COLUMNS = ["key", "height", "width", "status", "confidence", "class_pixels"]
 
 
 Item = TypeVar("Item")
@@ -52,14 +52,14 @@ def find_examples(manifest: Manifest, count: int = NUM_EXAMPLES) -> list[Example
     rows = [
         row
         for part in _spread(there, count)
-        for row in _first_rows(parts.part_url(manifest.output_url, part.run, part.number))
+        for row in _first_rows(manifest, part)
         if row["status"] != "failed" and row["height"] * row["width"] <= MAX_EXAMPLE_PIXELS
     ]
     rows.sort(key=lambda row: row["confidence"])
     tenth = len(rows) // 10
     chosen = _spread(rows[tenth : len(rows) - tenth], count)
     classes = manifest.card.model.label_classes()
-    found = read_objects([_entry(row) for row in chosen])
+    found = read_objects([row["entry"] for row in chosen])
     return [
         _example(row, data, classes)
         for row, data in zip(chosen, found, strict=True)
@@ -79,9 +79,10 @@ def prediction_page(
     """
     rate = summary.segmented / summary.seconds if summary.seconds else 0.0
     now = f"{summary.segmented:,} in {summary.seconds:.1f} s, {rate:.1f} images/s"
+    gone = f" No longer in the collection: {summary.deleted:,} keys." if summary.deleted else ""
     lines = [
         f"# Prediction {escape(summary.output_url)}",
-        f"Run {summary.run:05d}: {summary.rows:,} images. Segmented now: {now}.",
+        f"Run {summary.run:05d}: {summary.rows:,} images. Segmented now: {now}.{gone}",
         table(["status", "images", "share"], [tuple(row.values()) for row in status_rows(summary)]),
         *_stage_lines(summary),
         "## Classes",
@@ -161,13 +162,18 @@ def _cells(rows: Sequence[Mapping[str, object]]) -> list[tuple[object, ...]]:
     return [tuple(row.values()) for row in rows]
 
 
-def _first_rows(url: str) -> list[dict[str, Any]]:
-    """The rows of a part's first row group; a mask in them is decoded only when it is shown."""
-    with stores.open_input(url) as file:
+def _first_rows(manifest: Manifest, part: Part) -> list[dict[str, Any]]:
+    """The rows of a part's first row group, each with the image as the manifest has it.
+
+    A mask in them is decoded only when it is shown.
+    """
+    with stores.open_input(parts.part_url(manifest.output_url, part.run, part.number)) as file:
         parquet = pq.ParquetFile(file)
         names = set(parquet.schema_arrow.names)
         columns = [name for name in (*_COLUMNS, "mask", "mask_rle") if name in names]
-        return parquet.read_row_group(0, columns=columns).to_pylist()
+        rows = parquet.read_row_group(0, columns=columns).to_pylist()
+    entries = manifest.shard(part.number)
+    return [row | {"entry": entry} for row, entry in zip(rows, entries, strict=False)]
 
 
 def _example(row: Mapping[str, Any], data: bytes, classes: Classes) -> Example:
@@ -184,11 +190,6 @@ def _example(row: Mapping[str, Any], data: bytes, classes: Classes) -> Example:
         picture=overlay(pixels, decode_mask(mask), classes),
         caption=f"{row['key']}: {shares}; confidence {row['confidence']:.2f}",
     )
-
-
-def _entry(row: Mapping[str, Any]) -> Entry:
-    size = stores.UNKNOWN_SIZE if row["size"] is None else row["size"]
-    return Entry(key=row["key"], url=row["url"], size=size, etag=row["etag"])
 
 
 def _spread(rows: Sequence[Item], count: int) -> list[Item]:

@@ -1,41 +1,44 @@
-"""Bytes of many objects at once: what could be read, and for the rest the reason."""
+"""Bytes of many images at once: what could be read, and for the rest the reason.
+
+An image is an object of its own, or inside a container: a tar file (`tasks.tar_files`) or a
+Parquet file (`tasks.parquet_images`).
+"""
 
 import random
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tasks import stores
+from tasks import listing, parquet_images, stores, tar_files
+from tasks.ranges import read_ranges
+from tasks.read_errors import (
+    READ_ERRORS,
+    ObjectChanged,
+    ObjectTooLarge,
+    ObjectVanished,
+    ReadError,
+    ReadFailed,
+    too_large,
+)
 from tasks.stores import UNKNOWN_SIZE, Entry
+
+__all__ = [
+    "ATTEMPTS",
+    "FIRST_DELAY",
+    "MAX_BYTES",
+    "READ_ERRORS",
+    "ObjectChanged",
+    "ObjectTooLarge",
+    "ObjectVanished",
+    "ReadError",
+    "ReadFailed",
+    "read_objects",
+]
 
 MAX_BYTES = 512 << 20
 ATTEMPTS = 4
 FIRST_DELAY = 0.5
 """Seconds before the second attempt; doubled each time, times a random 0.5..1.5."""
-
-
-class ReadError(Exception):
-    """An object whose bytes could not be had; another run tries again, unless it is too large."""
-
-
-class ObjectTooLarge(ReadError):
-    """An object of more bytes than allowed."""
-
-
-class ObjectVanished(ReadError):
-    """An object that was listed and is gone."""
-
-
-class ObjectChanged(ReadError):
-    """An object of another size than was listed."""
-
-
-class ReadFailed(ReadError):
-    """An object that its store would not give."""
-
-
-READ_ERRORS = tuple(error.__name__ for error in (ObjectVanished, ObjectChanged, ReadFailed))
 
 
 def read_objects(
@@ -54,7 +57,7 @@ def read_objects(
     that there is no such thing, it is the objects after all.
 
     Args:
-        entries: What to read, all in one store, with the sizes they were listed with.
+        entries: What to read, with the sizes they were listed with.
         concurrency: Objects in flight at once.
         last_attempt: Whether the shard will not be tried again.
         max_bytes: Larger objects are not read; of one of unknown size, a byte more than that.
@@ -65,7 +68,7 @@ def read_objects(
     small = [entry for entry in entries if entry.size <= max_bytes]
     read = iter(_read_small(small, concurrency, last_attempt, max_bytes))
     return [
-        next(read) if entry.size <= max_bytes else _too_large(f"{entry.size:,}", max_bytes)
+        next(read) if entry.size <= max_bytes else too_large(f"{entry.size:,}", max_bytes)
         for entry in entries
     ]
 
@@ -95,7 +98,8 @@ def _may_be_cured(data: bytes | BaseException) -> bool:
 
 def _store_answers(entry: Entry) -> bool:
     """Whether the store says anything about a neighbour of an object that it would not give."""
-    url = f"{entry.url.rpartition('/')[0]}/fcn-is-the-store-there"
+    place = entry.container or entry.url
+    url = f"{place.rpartition('/')[0]}/fcn-is-the-store-there"
     [answer] = _read_once([Entry(key="", url=url, size=1, etag="")], 1, max_bytes=1)
     return not _may_be_cured(answer)
 
@@ -103,40 +107,68 @@ def _store_answers(entry: Entry) -> bool:
 def _read_once(
     entries: Sequence[Entry], concurrency: int, max_bytes: int
 ) -> list[bytes | BaseException]:
-    """One attempt at each object."""
-    if not entries:
-        return []
-    fs, _ = stores.filesystem(entries[0].url)
-    paths = [stores.filesystem(entry.url)[1] for entry in entries]
+    """One attempt at each object: all of a store together, all of a container together."""
+    found: list[bytes | BaseException] = [b""] * len(entries)
+    by_store: dict[Any, dict[int, str]] = {}
+    by_container: dict[str, list[int]] = {}
+    for index, entry in enumerate(entries):
+        if entry.container is not None:
+            by_container.setdefault(entry.container, []).append(index)
+        else:
+            fs, path = stores.filesystem(entry.url)
+            by_store.setdefault(fs, {})[index] = path
+    for fs, paths in by_store.items():
+        group = [entries[index] for index in paths]
+        read = _read_own_objects(fs, list(paths.values()), group, concurrency, max_bytes)
+        for index, data in zip(paths, read, strict=True):
+            found[index] = data
+    for url, indices in by_container.items():
+        group = [entries[index] for index in indices]
+        inside = _read_container(url, group, concurrency, max_bytes)
+        for index, data in zip(indices, inside, strict=True):
+            found[index] = data
+    return found
+
+
+def _read_own_objects(
+    fs: Any, paths: Sequence[str], entries: Sequence[Entry], concurrency: int, max_bytes: int
+) -> list[bytes | BaseException]:
+    """One attempt at objects of one store."""
     # A range saves s3fs a HEAD; a byte more than was listed shows that an object grew. Of
     # nothing there is no range.
     sizes = [max_bytes if entry.size == UNKNOWN_SIZE else entry.size for entry in entries]
     ends = [size + 1 if size > 0 else None for size in sizes]
     starts = [None if end is None else 0 for end in ends]
-    if fs.async_impl:
-        return list(fs.cat_ranges(paths, starts, ends, batch_size=concurrency, on_error="return"))
-    with ThreadPoolExecutor(concurrency) as threads:
-        return list(threads.map(lambda *place: _read_one(fs, *place), paths, starts, ends))
+    return read_ranges(fs, paths, starts, ends, concurrency)
 
 
-def _read_one(fs: Any, path: str, start: int | None, end: int | None) -> bytes | BaseException:
+def _read_container(
+    url: str, entries: Sequence[Entry], concurrency: int, max_bytes: int
+) -> Sequence[bytes | BaseException]:
+    """One attempt at images in one tar or Parquet file, if it is still what was listed."""
     try:
-        return bytes(fs.cat_file(path, start, end))
-    except Exception as error:  # noqa: BLE001 - becomes the reason in the image's row
-        return error
-
-
-def _too_large(found: str, max_bytes: int) -> ObjectTooLarge:
-    return ObjectTooLarge(f"{found} bytes; at most {max_bytes:,} are read: raise max_image_bytes")
+        fs, path = stores.filesystem(url)
+        etag = listing.single(fs, path, url).etag
+        if entries[0].etag and etag != entries[0].etag:
+            return [ObjectChanged(f"{stores.redact(url)} changed since it was listed")] * len(
+                entries
+            )
+        if url.lower().endswith(".parquet"):
+            return parquet_images.read_rows(url, entries, max_bytes)
+        return tar_files.read_members(fs, path, entries, concurrency)
+    except Exception as error:  # noqa: BLE001 - becomes the reason in each image's row
+        return [error] * len(entries)
 
 
 def _checked(entry: Entry, data: bytes | BaseException, max_bytes: int) -> bytes | ReadError:
+    if isinstance(data, ReadError):
+        return data
     if isinstance(data, FileNotFoundError):
         return ObjectVanished("gone since it was listed")
     if isinstance(data, BaseException):
         return ReadFailed(f"{type(data).__name__}: {data}")
     if entry.size == UNKNOWN_SIZE and len(data) > max_bytes:
-        return _too_large(f"more than {max_bytes:,}", max_bytes)
+        return too_large(f"more than {max_bytes:,}", max_bytes)
     if entry.size not in (UNKNOWN_SIZE, len(data)):
         more = "more than " if len(data) > entry.size else ""
         size = min(len(data), entry.size) if more else len(data)

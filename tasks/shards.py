@@ -60,6 +60,8 @@ class PredictSummary:
         ok: of these, those with a mask.
         partial: those with the mask of a truncated image.
         failed: those with a reason instead of a mask.
+        deleted: keys with a row of some run that were no longer in the collection when it was
+            last listed; see `tasks.deleted`.
         segmented: images that this attempt went through.
         seconds: the time that took, by the clock.
         stages: busy seconds of each stage, over all threads; stages overlap.
@@ -73,6 +75,7 @@ class PredictSummary:
     ok: int
     partial: int
     failed: int
+    deleted: int
     segmented: int
     seconds: float
     stages: dict[Stage, float]
@@ -180,6 +183,7 @@ def summarise(plan: Plan, reports: Sequence[ShardReport], seconds: float) -> Pre
         ok=sum(part.ok for part in of_run),
         partial=sum(part.partial for part in of_run),
         failed=sum(part.failed for part in of_run),
+        deleted=plan.num_deleted,
         segmented=sum(report.part.rows for report in reports),
         seconds=seconds if reports else 0.0,
         stages=dict(stages),

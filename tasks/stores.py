@@ -44,9 +44,11 @@ __all__ = [
     "read_bytes",
     "redact",
     "remove",
+    "replace_file",
     "require_no_credentials",
     "require_writable",
     "split_glob",
+    "stat",
     "write_bytes",
 ]
 
@@ -238,15 +240,34 @@ def _is_refused_condition(error: OSError) -> bool:
     return bool(answer.get("Error", {}).get("Code") == "PreconditionFailed")
 
 
-def open_input(url: str) -> Any:
+def replace_file(url: str, source: Path) -> None:
+    """`write_bytes` of what the local file ``source`` holds, without reading it at once.
+
+    Raises:
+        StoreError: no permission, or a store that cannot be written.
+    """
+    path = local_path(url)
+    with explained(url, "write"), source.open("rb") as file:
+        if path is not None:
+            durable.replace(path, file)
+            return
+        fs, remote = filesystem(url)
+        fs.put_file(str(source), remote)
+
+
+def open_input(url: str, block_size: int = _BLOCK_SIZE) -> Any:
     """A file object that reads ``url`` and seeks in it, a context manager.
+
+    Args:
+        url: What to read.
+        block_size: Bytes that are asked for at once, where it is not a local file.
 
     Raises:
         StoreError: nothing there, a folder, or no permission to read it.
     """
     fs, path = filesystem(url)
     with explained(url, "read"):
-        return fs.open(path, "rb", block_size=_BLOCK_SIZE)
+        return fs.open(path, "rb", block_size=block_size)
 
 
 def remove(url: str) -> None:
@@ -307,6 +328,17 @@ def list_entries(url: str) -> Iterator[Entry]:
         if kind == "object":
             return iter([listing.single(fs, path, url)])
         return _explained_entries(listing.walk(fs, path, url.rstrip("/")), url)
+
+
+def stat(url: str) -> Entry:
+    """The one object at ``url``, its key being the last part of its name.
+
+    Raises:
+        StoreError: nothing there, or no permission to look.
+    """
+    fs, path = filesystem(url)
+    with explained(url, "read"):
+        return listing.single(fs, path, url)
 
 
 def kind_of(url: str) -> Literal["prefix", "object", "glob"]:

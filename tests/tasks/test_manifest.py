@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,66 +11,13 @@ from hypothesis import strategies as st
 
 from tasks import manifest as manifests
 from tasks import stores
-from tasks.manifest import collect
-from tasks.predict_config import IMAGE_PATTERNS, PredictConfig
+from tasks.predict_config import PredictConfig
 from tasks.stores import Entry, StoreError
-from tests.tasks.pictures import planned, put
+from tests.tasks.pictures import planned
 
 
 def entries(keys: Sequence[str]) -> list[Entry]:
     return [Entry(key=key, url=f"memory://c/{key}", size=len(key), etag="1") for key in keys]
-
-
-def keys_of(collection_url: str, output_url: str = "memory://out", **patterns: Any) -> list[str]:
-    patterns = {"include": IMAGE_PATTERNS, **patterns}
-    return [entry.key for entry in collect(collection_url, output_url, **patterns)]
-
-
-def test_only_images_of_a_prefix_are_taken(tmp_path: Path) -> None:
-    put(str(tmp_path), dict.fromkeys(["a.jpg", "b/B.JPEG", "b/c.tif", "notes.txt", "jpg"], b"x"))
-    assert keys_of(str(tmp_path)) == ["a.jpg", "b/B.JPEG", "b/c.tif"]
-
-
-def test_glob_and_single_object_are_taken_as_they_are(tmp_path: Path) -> None:
-    put(str(tmp_path), dict.fromkeys(["frames/1", "frames/2", "frames/x.txt"], b"x"))
-    assert keys_of(f"{tmp_path}/frames/[0-9]") == ["1", "2"]
-    assert keys_of(f"{tmp_path}/frames/x.txt") == ["x.txt"]
-
-
-def test_patterns_match_the_name_or_with_a_slash_the_whole_key(tmp_path: Path) -> None:
-    keys = ["left/1.png", "left/thumbs/1.png", "right/1.png", "right/left.png"]
-    put(str(tmp_path), dict.fromkeys(keys, b"x"))
-    assert keys_of(str(tmp_path), include=["left/*"]) == keys[:2]
-    assert keys_of(str(tmp_path), include=["LEFT*"]) == keys[3:]
-    assert keys_of(str(tmp_path), exclude=["*/thumbs/*", "left.*"]) == ["left/1.png", "right/1.png"]
-
-
-@pytest.mark.parametrize("store", ["local", "memory", "s3"])
-def test_our_own_output_below_the_collection_is_not_part_of_it(
-    store: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    if store == "s3":
-        prefix = request.getfixturevalue("s3").new_bucket()
-    else:
-        prefix = str(tmp_path) if store == "local" else f"memory://{tmp_path}"
-    put(prefix, dict.fromkeys(["a.png", "out.png", "out/masks/a.png.png", "out2/b.png"], b"x"))
-    assert keys_of(prefix, f"{prefix}/out/") == ["a.png", "out.png", "out2/b.png"]
-    assert keys_of(f"{prefix}/**/*.png", f"{prefix}/out") == ["a.png", "out.png", "out2/b.png"]
-
-
-def test_output_in_the_place_of_the_collection_is_refused(tmp_path: Path) -> None:
-    put(str(tmp_path), {"a.png": b"x"})
-    with pytest.raises(StoreError, match="output_url and collection_url are both"):
-        list(collect(f"{tmp_path}/", str(tmp_path), include=IMAGE_PATTERNS))
-
-
-def test_name_that_is_no_text_is_refused_by_its_name(tmp_path: Path) -> None:
-    (Path(str(tmp_path)) / "good.png").write_bytes(b"x")
-    with open(bytes(tmp_path) + b"/caf\xe9.png", "wb"):  # noqa: PTH123 - Latin-1
-        pass
-    with pytest.raises(StoreError, match=r"caf\\udce9\.png is no valid UTF-8"):
-        keys_of(str(tmp_path))
-    assert keys_of(str(tmp_path), exclude=["caf*"]) == ["good.png"]
 
 
 @given(
@@ -132,3 +78,12 @@ def test_foreign_file_in_the_place_of_a_manifest_says_so(tmp_path: Path) -> None
     stores.write_bytes(url, b"no Parquet at all")
     with pytest.raises(StoreError, match=r"manifest\.parquet is no manifest of ours"):
         manifests.read(str(tmp_path), 0)
+
+
+def test_manifest_without_containers_is_still_read(tmp_path: Path) -> None:
+    wanted = entries(["a", "b"])
+    manifest = planned(str(tmp_path), wanted, PredictConfig())
+    url = manifests.manifest_url(str(tmp_path), 0)
+    older = pq.read_table(url).select(["key", "url", "size", "etag"])
+    pq.write_table(older, url)
+    assert list(manifests.read(str(tmp_path), 0).entries()) == wanted == manifest.shard(0)

@@ -1,21 +1,26 @@
 """A run is planned from what the parts say: all, the rest, what changed, or nothing."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcn.errors import CheckpointError
-from tasks import models, parts, stores
+from tasks import deleted, models, parts, stores
 from tasks.manifest import Manifest
-from tasks.plan import Done, Plan, pending, plan_run
+from tasks.pages import rechunk, to_page
+from tasks.plan import Plan, changes, newest, plan_run
 from tasks.predict_config import PredictConfig
 from tasks.shards import write_part_with
 from tasks.stores import Entry, StoreError
+from tests.tasks.containers import parquet, tar
 from tests.tasks.pictures import Brightness, encoded, pixels, put, save_model
 
 
@@ -199,25 +204,122 @@ def test_urls_with_credentials_are_refused_and_not_repeated(collection: str, mod
     assert "secret" not in str(caught.value)
 
 
-def _entries(rows: dict[str, int]) -> Iterator[Entry]:
-    for key, etag in sorted(rows.items()):
-        yield Entry(key=key, url=key, size=1, etag=str(etag))
+def test_deleted_keys_are_counted_and_written_where_a_reader_finds_them(
+    collection: str, model: str, output: str, rng: np.random.Generator
+) -> None:
+    plan = plan_run(collection, model, output, CONFIG)
+    assert plan.num_deleted == 0
+    make(plan, CONFIG)
+    assert not stores.exists(deleted.deleted_url(output))
+    images = {key: stores.read_bytes(f"{collection}/{key}") for key in ("2.png", "6.png")}
+    for key in images:
+        stores.remove(f"{collection}/{key}")
+
+    assert (plan_run(collection, model, output, CONFIG).num_deleted, gone(output)) == (
+        2,
+        [("2.png", 0), ("6.png", 0)],
+    )
+
+    put(collection, {"2.png": encoded(pixels(rng, 20, 20)), "7.png": encoded(pixels(rng))})
+    plan = plan_run(collection, model, output, CONFIG)
+    assert (keys(plan), plan.num_deleted, gone(output)) == (["2.png", "7.png"], 1, [("6.png", 0)])
+    cut_off = plan_run(collection, model, output, CONFIG)  # goes on without a listing
+    assert (cut_off.num_missing, cut_off.num_deleted) == (2, 1)
+    make(plan, CONFIG)
+    assert parts.read(output).count_rows() == 8  # the row stays
+
+    stores.remove(f"{collection}/2.png")
+    plan_run(collection, model, output, CONFIG)
+    assert gone(output) == [("2.png", 1), ("6.png", 0)]
+
+    put(collection, images)
+    plan = plan_run(collection, model, output, CONFIG)
+    make(plan, CONFIG)
+    assert plan_run(collection, model, output, CONFIG).missing == ()
+    assert not stores.exists(deleted.deleted_url(output))
+
+
+def gone(output_url: str) -> list[tuple[str, int]]:
+    """The deleted keys as they are written down."""
+    table = pq.read_table(deleted.deleted_url(output_url))
+    return [(row["key"], row["run"]) for row in table.to_pylist()]
+
+
+def test_images_in_containers_are_done_once_and_again_when_the_container_changes(
+    tmp_path: Path, model: str, output: str, rng: np.random.Generator
+) -> None:
+    images = [encoded(pixels(rng)) for _ in range(4)]
+    shard = tar(("a.png", images[0]), ("a.txt", b"a"), ("b.png", images[1]))
+    collection = str(tmp_path / "in")
+    put(collection, {"s.tar": shard, "x.parquet": parquet(images[2:])})
+    make(plan_run(collection, model, output, CONFIG), CONFIG)
+
+    rows = parts.read(output).to_table(columns=["key", "url", "status", "height"]).to_pylist()
+    assert [(row["key"], row["status"], row["height"]) for row in rows] == [
+        (key, "ok", 12)
+        for key in ("s.tar/a.png", "s.tar/b.png", "x.parquet/000000000", "x.parquet/000000001")
+    ]
+    assert rows[0]["url"] == f"tar://a.png::{collection}/s.tar"
+    assert plan_run(collection, model, output, CONFIG).missing == ()
+
+    put(collection, {"s.tar": tar(("b.png", images[1]), ("c.png", images[0]))})
+    plan = plan_run(collection, model, output, CONFIG)
+    assert (keys(plan), gone(output)) == (["s.tar/b.png", "s.tar/c.png"], [("s.tar/a.png", 0)])
+
+
+def test_finished_and_cut_off_runs_are_recognised_with_few_listings(
+    collection: str, model: str, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(plan_run(collection, model, output, CONFIG), CONFIG, 0, 2)
+    listed: list[str] = []
+    list_entries = stores.list_entries
+
+    def watch(url: str) -> Iterator[Entry]:
+        listed.append(url.rpartition("/")[2])
+        return list_entries(url)
+
+    monkeypatch.setattr(stores, "list_entries", watch)
+    plan = plan_run(collection, model, output, CONFIG)
+    assert plan.missing == (1,)
+    assert (listed.count("parts"), listed.count("in")) == (1, 0)
+    make(plan, CONFIG)
+    listed.clear()
+    assert plan_run(collection, model, output, CONFIG).missing == ()
+    assert listed.count("in") == 1
+    assert listed.count("parts") == 2  # whether it is finished, and with which rows
+
+
+def _page(rows: dict[str, int]) -> pa.Table:
+    return to_page(
+        [Entry(key=key, url=key, size=1, etag=str(etag)) for key, etag in sorted(rows.items())]
+    )
 
 
 _listing = st.dictionaries(st.text(max_size=3), st.integers(0, 2), max_size=12)
+_digest = st.sampled_from(["d", "x", ""])
 
 
 @given(
-    now=_listing, before=_listing, digests=st.lists(st.sampled_from(["d", "x", ""]), min_size=12)
+    now=_listing,
+    before=st.lists(st.dictionaries(st.text(max_size=2), st.tuples(st.integers(0, 2), _digest))),
+    num_rows=st.integers(1, 5),
 )
-def test_pending_is_the_difference(
-    now: dict[str, int], before: dict[str, int], digests: list[str]
+@settings(deadline=None, max_examples=40)
+def test_changes_are_the_difference(
+    now: dict[str, int], before: list[dict[str, tuple[int, str]]], num_rows: int
 ) -> None:
-    done = [
-        Done(entry=entry, run=0, digest=digest)
-        for entry, digest in zip(_entries(before), digests, strict=False)
-    ]
-    same = {row.entry.key for row in done if row.digest == "d"} & {
-        key for key in now if now[key] == before.get(key)
-    }
-    assert [entry.key for entry in pending(_entries(now), done, "d")] == sorted(now.keys() - same)
+    rows_now: dict[str, tuple[int, str]] = {}
+    committed = []
+    for run, rows in enumerate(before):
+        rows_now |= rows
+        page = _page({key: etag for key, (etag, _) in rows.items()})
+        page = page.append_column("digest", [[rows[key][1] for key in sorted(rows)]])
+        page = page.append_column("run", pa.array([run] * len(rows), pa.int32()))
+        committed.insert(0, rechunk([page], num_rows))
+    with tempfile.TemporaryDirectory() as folder:
+        with deleted.Draft(Path(folder) / "deleted.parquet") as draft:
+            pages = list(changes(rechunk([_page(now)], 3), newest(committed), "d", draft))
+        found = [key for page in pages for key in page["key"].to_pylist()]
+        away = pq.read_table(Path(folder) / "deleted.parquet")["key"].to_pylist()
+    assert found == sorted(key for key in now if rows_now.get(key) != (now[key], "d"))
+    assert away == sorted(rows_now.keys() - now.keys())

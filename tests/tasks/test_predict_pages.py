@@ -1,10 +1,18 @@
-"""The page of a prediction: counts, stages, classes, and what to label next."""
+"""The page of a prediction: counts, stages, classes, what to label next, typical images."""
 
 import dataclasses
+from pathlib import Path
 
-from tasks.predict_pages import class_rows, prediction_page, weak_spot_rows
-from tasks.shards import PredictSummary
+import numpy as np
+
+from tasks.collection import collect
+from tasks.pages import to_entries
+from tasks.predict_config import PredictConfig
+from tasks.predict_pages import class_rows, find_examples, prediction_page, weak_spot_rows
+from tasks.shards import PredictSummary, write_part_with
 from tasks.weak_spots import ClassShare, WeakSpot
+from tests.tasks.containers import parquet, tar
+from tests.tasks.pictures import Brightness, encoded, pixels, planned, put
 
 SUMMARY = PredictSummary(
     output_url="out",
@@ -13,6 +21,7 @@ SUMMARY = PredictSummary(
     ok=9,
     partial=0,
     failed=1,
+    deleted=0,
     segmented=10,
     seconds=4.0,
     stages={"read": 0.5, "decode": 1.0, "network": 3.0, "encode": 0.0, "write": 0.1},
@@ -65,3 +74,37 @@ def test_first_run_has_nothing_to_be_compared_with() -> None:
     page = prediction_page(summary, [], [])
     assert "Least confident" not in page
     assert "busy" not in page
+
+
+def test_examples_come_from_objects_and_containers(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    images = [encoded(pixels(rng)) for _ in range(6)]
+    put(
+        f"{tmp_path}/in",
+        {
+            "a.png": images[0],
+            "s.tar": tar(("a.png", images[1]), ("b.png", images[2])),
+            "x.parquet": parquet(images[3:]),
+        },
+    )
+    config = PredictConfig(images_per_shard=4)
+    pages = collect(f"{tmp_path}/in/*", f"{tmp_path}/out", include=config.include)
+    entries = [entry for page in pages for entry in to_entries(page)]
+    manifest = planned(f"{tmp_path}/out", entries, config)
+    for number in range(manifest.num_shards):
+        write_part_with(Brightness(), manifest, number, config)
+
+    examples = find_examples(manifest)
+
+    assert sorted(example.caption.partition(":")[0] for example in examples) == [
+        *("a.png", "s.tar/a.png", "s.tar/b.png"),
+        *(f"x.parquet/{row:09d}" for row in range(3)),
+    ]
+    assert all(example.picture.shape == (12, 16, 3) for example in examples)
+
+
+def test_page_counts_the_keys_that_are_gone() -> None:
+    summary = dataclasses.replace(SUMMARY, deleted=1234)
+    assert "No longer in the collection: 1,234 keys." in prediction_page(summary, [], [])
+    assert "No longer" not in prediction_page(SUMMARY, [], [])

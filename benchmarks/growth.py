@@ -1,0 +1,197 @@
+"""What planning, resuming and recognising a finished output cost, by the number of keys.
+
+::
+
+    python -m benchmarks.growth --work DIR --keys 10000 100000 1000000
+
+The collection is a Parquet list of that many URLs in random order; no image is there or read.
+The finished output comes from an honest null model: its parts are written by the project's
+own functions, with a constant label map as the mask of every image. Linux only, for the peak
+of memory of each step. Writes ``docs/benchmarks/growth.md``.
+"""
+
+import argparse
+import itertools
+import random
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import fcn
+from benchmarks.machine import describe
+from fcn.input import TORCHVISION
+from tasks import listing, part_file, parts, stores
+from tasks.manifest import Manifest
+from tasks.manifest import read as read_manifest
+from tasks.pages import paged
+from tasks.part_file import Row
+from tasks.plan import plan_run
+from tasks.predict_config import PredictConfig
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "growth.md"
+CONFIG = PredictConfig(images_per_shard=1000)
+CLASSES = fcn.Classes(("nothing", "something"), ((0, 0, 0), (255, 255, 255)))
+
+
+def make_list(work: Path, num: int) -> None:
+    """A list of URLs of 60 to 70 characters in random order, and a small model."""
+    work.mkdir(parents=True)
+    numbers = list(range(num))
+    random.Random(0).shuffle(numbers)
+    urls = [
+        f"s3://bucket-of-photographs/year={n % 20 + 2000}/camera-{n % 97:02d}/image-{n:09d}.jpg"
+        for n in numbers
+    ]
+    pq.write_table(pa.table({"url": urls}), work / "urls.parquet")
+    net = fcn.FCN("squeezenet1_1", len(CLASSES), 8)
+    fcn.save(fcn.Model(net, CLASSES, TORCHVISION), work / "model.safetensors")
+
+
+def plan(work: Path) -> int:
+    """Plan; returns the number of images to be done."""
+    urls, model = f"{work}/urls.parquet", f"{work}/model.safetensors"
+    return plan_run(urls, model, f"{work}/out", CONFIG).num_missing
+
+
+def write_parts(work: Path) -> None:
+    """The parts of a null model: one constant label map for every image."""
+    manifest = read_manifest(f"{work}/out", 0)
+    mask = fcn.encode_mask(np.zeros((375, 500), np.uint8), CLASSES.palette)
+    for number in range(manifest.num_shards):
+        write_part(manifest, number, mask)
+
+
+def write_part(manifest: Manifest, number: int, mask: bytes) -> None:
+    rows = [
+        Row(
+            entry=entry,
+            status="ok",
+            height=375,
+            width=500,
+            mask=mask,
+            mask_path=f"{entry.key}.png",
+            class_pixels=[375 * 500, 0],
+            confidence=1.0,
+        )
+        for entry in manifest.shard(number)
+    ]
+    card = part_file.summarise(rows, run=0, number=number, run_digest=manifest.card.run_digest)
+    data = part_file.encode(rows, card, CONFIG.mask_format)
+    stores.create_bytes(parts.part_url(manifest.output_url, 0, number), data)
+
+
+def walk(num: int) -> int:
+    """Keys through the walk of an S3 listing whose pages are made up: no client, no network."""
+    entries = listing.walk(_Pages(num), "bucket/photos", "s3://bucket/photos")
+    return sum(page.num_rows for page in paged(entries))
+
+
+class _Pages:
+    """As much of an S3 file system as a listing needs."""
+
+    protocol = ("s3",)
+
+    def __init__(self, num: int) -> None:
+        self._keys: Iterator[int] = iter(range(num))
+
+    def call_s3(self, *_: str, **__: str) -> dict[str, Any]:
+        keys = list(itertools.islice(self._keys, 1000))
+        contents = [
+            {"Key": f"photos/camera/image-{n:09d}.jpg", "Size": n, "ETag": f'"{n:032x}"'}
+            for n in keys
+        ]
+        return {"Contents": contents, "IsTruncated": len(keys) == 1000, "NextContinuationToken": ""}
+
+
+HEAD = """# Planning by the number of keys
+
+| step | keys | seconds | CPU seconds | CPU µs per key | MiB before | MiB at the peak |
+|---|---|---|---|---|---|---|"""
+
+NOTES = """
+- **walk**: an S3 listing whose pages are made up in memory, through our walk and into pages;
+  without the store's client, the network and the server.
+- **plan**: a Parquet list of URLs in random order, sorted, checked and written as the manifest;
+  with loading the model (SqueezeNet).
+- **nothing to do**: the same list against a finished output of one run; with and without its
+  index (without, the footer of every part is read).
+- **write the index**: off the footers of all parts.
+- **resume**: one part of the finished output is missing; the list is not read.
+
+The parts come from a null model: a constant label map for every image, through the project's own
+functions. 1,000 images per shard; output on a local disk. All steps run in one process, the small
+collections first; most of its memory, shared libraries among it, is that of the imports (torch).
+"""
+
+STEPS: dict[str, Callable[[Path, int], Any]] = {
+    "make the list": make_list,
+    "walk": lambda _work, num: walk(num),
+    "plan": lambda work, _num: plan(work),
+    "write parts": lambda work, _num: write_parts(work),
+    "nothing to do, no index": lambda work, _num: plan(work),
+    "write the index": lambda work, _num: parts.write_index(f"{work}/out", CLASSES),
+    "nothing to do": lambda work, _num: plan(work),
+    "remove a part": lambda work, _num: stores.remove(parts.part_url(f"{work}/out", 0, 0)),
+    "resume": lambda work, _num: plan(work),
+}
+SHOWN = ("walk", "plan", "nothing to do, no index", "write the index", "nothing to do", "resume")
+
+
+def measured(step: str, work: Path, num: int) -> dict[str, float]:
+    """Seconds by the clock and of the processor, and MiB of memory before and at the peak."""
+    pa.default_memory_pool().release_unused()
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
+    before, cpu, start = memory("VmRSS"), time.process_time(), time.perf_counter()
+    STEPS[step](work, num)
+    result = {
+        "seconds": time.perf_counter() - start,
+        "cpu": time.process_time() - cpu,
+        "before": before,
+        "peak": memory("VmHWM"),
+    }
+    print(f"{num:,} {step}: {result}", flush=True)
+    return result
+
+
+def memory(name: str) -> float:
+    """A figure of this process in MiB."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+
+
+def page(rows: dict[tuple[str, int], dict[str, float]]) -> str:
+    steps = sorted(rows, key=lambda at: (SHOWN.index(at[0]), at[1]))
+    lines = [
+        f"| {step} | {num:,} | {row['seconds']:.1f} | {row['cpu']:.1f} | "
+        f"{1e6 * row['cpu'] / num:.1f} | {row['before']:.0f} | {row['peak']:.0f} |"
+        for step, num in steps
+        for row in [rows[step, num]]
+    ]
+    command = f"Command: `python -m benchmarks.growth {shlex.join(sys.argv[1:])}`"
+    return "\n".join([HEAD, *lines, NOTES, command, "", describe(), ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--work", type=Path, required=True, help="where everything goes")
+    parser.add_argument("--keys", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    args = parser.parse_args()
+    rows = {
+        (step, num): measured(step, args.work / str(num), num)
+        for num in args.keys
+        for step in STEPS
+    }
+    text = page({at: row for at, row in rows.items() if at[0] in SHOWN})
+    PAGE.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -8,7 +8,9 @@
     │   ├── UnsupportedImage  no decoder knows the format
     │   ├── CorruptImage      a known format, damaged
     │   ├── TruncatedImage    a known format, cut short
-    │   └── ImageTooLarge     more pixels than allowed, read from the header
+    │   ├── ImageTooLarge     more pixels than allowed, read from the header
+    │   ├── DecoderCrashed    a decoder, in a process of its own, that died of it
+    │   └── DecoderTimedOut   a decoder, in a process of its own, that did not come to an end
     ├── LabelError            a label map that does not fit its classes or its image
     ├── CheckpointError       a model or weights file that cannot be used
     ├── DeviceError           a device that this machine does not have
@@ -44,6 +46,14 @@ class TruncatedImage(ImageError):
 
 class ImageTooLarge(ImageError):
     """An image whose header announces more pixels than allowed."""
+
+
+class DecoderCrashed(ImageError):
+    """An image whose decoder died, twice, in a process of its own."""
+
+
+class DecoderTimedOut(ImageError):
+    """An image whose decoder, in a process of its own, did not come to an end."""
 
 
 class LabelError(FcnError):

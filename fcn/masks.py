@@ -17,7 +17,7 @@ Run lengths are the compact form (little-endian)::
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +36,7 @@ _PALETTE, _GRAY = 3, 0  # PNG colour types
 _UP = 2  # PNG filter: difference to the row above
 _RLE_MAGIC = b"FCNR"
 _RLE_HEADER = struct.Struct("<4sBIII")
+_BAND_PIXELS = 1_000_000
 _MAX_VARINT = 5  # bytes: runs are below 2**35
 _LOSSLESS = frozenset({"PNG", "TIFF", "BMP", "GIF", "PPM"})
 
@@ -94,6 +95,15 @@ def decode_mask(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
         return _ids(np.array(image))
 
 
+def count_labels(label: NDArray[Any], num_classes: int) -> list[int]:
+    """Pixels of each class id of a label map H x W; ids beyond the classes add to the list."""
+    bands = [np.bincount(band.ravel(), minlength=num_classes) for band in _bands(label)]
+    counts = np.zeros(max(map(len, bands)), np.int64)
+    for band in bands:
+        counts[: len(band)] += band
+    return [int(count) for count in counts]
+
+
 def _ids(values: NDArray[Any]) -> NDArray[Any]:
     if values.dtype == np.bool_:
         return values.astype(np.uint8)
@@ -114,8 +124,7 @@ def _encode_png(label: NDArray[Any], palette: Sequence[Colour]) -> bytes:
     chunks = [_chunk(b"IHDR", header)]
     if not deep:
         chunks.append(_chunk(b"PLTE", _palette_bytes(palette, int(label.max()) + 1)))
-    rows = label.astype(">u2", order="C").view(np.uint8) if deep else label
-    chunks += [_chunk(b"IDAT", _filtered(rows)), _chunk(b"IEND", b"")]
+    chunks += [_chunk(b"IDAT", _filtered(label)), _chunk(b"IEND", b"")]
     return _PNG_SIGNATURE + b"".join(chunks)
 
 
@@ -126,15 +135,27 @@ def _palette_bytes(palette: Sequence[Colour], num_needed: int) -> bytes:
     return bytes(value for colour in colours for value in colour)
 
 
-def _filtered(rows: NDArray[np.uint8]) -> bytes:
-    """Rows of bytes, each as the difference to the row above, packed."""
-    height, width = rows.shape
-    filtered = np.empty((height, width + 1), np.uint8)
-    filtered[:, 0] = _UP
-    filtered[0, 1:] = rows[0]
-    np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])  # wraps, as PNG wants it
+def _filtered(label: NDArray[Any]) -> bytes:
+    """Rows of bytes, each as the difference to the row above, packed a band at a time."""
     packer = zlib.compressobj(6, zlib.DEFLATED, 15, 9, zlib.Z_RLE)
-    return packer.compress(filtered.data) + packer.flush()
+    packed = []
+    above = np.zeros((1, label.shape[1] * label.itemsize), np.uint8)
+    for band in _bands(label):
+        rows = band.astype(">u2", order="C").view(np.uint8) if label.itemsize == 2 else band
+        filtered = np.empty((len(rows), rows.shape[1] + 1), np.uint8)
+        filtered[:, 0] = _UP
+        np.subtract(rows[:1], above, out=filtered[:1, 1:])  # wraps, as PNG wants it
+        np.subtract(rows[1:], rows[:-1], out=filtered[1:, 1:])
+        packed.append(packer.compress(filtered.data))
+        above = rows[-1:]
+    return b"".join([*packed, packer.flush()])
+
+
+def _bands(label: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Rows of a label map, about `_BAND_PIXELS` at a time: copies of them stay small."""
+    step = max(1, _BAND_PIXELS // label.shape[1])
+    for top in range(0, len(label), step):
+        yield label[top : top + step]
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
@@ -148,7 +169,13 @@ def _encode_runs(label: NDArray[Any]) -> bytes:
     runs = np.diff(starts, append=values.size)
     header = _RLE_HEADER.pack(_RLE_MAGIC, label.itemsize, *label.shape, len(starts))
     ids = values[starts].astype(label.dtype.newbyteorder("<"))
-    return header + zlib.compress(ids.tobytes() + _varints(runs))
+    packer = zlib.compressobj()
+    packed = [packer.compress(ids.data)]
+    packed += [
+        packer.compress(_varints(runs[start : start + _BAND_PIXELS]))
+        for start in range(0, len(runs), _BAND_PIXELS)
+    ]
+    return b"".join([header, *packed, packer.flush()])
 
 
 def _decode_runs(data: bytes, max_pixels: int) -> NDArray[Any]:

@@ -131,6 +131,11 @@ def truncated_image(data: bytes) -> TruncatedImage:
     return TruncatedImage(f"truncated {name or 'image'}: it ends after {len(data):,} bytes")
 
 
+def format_name(data: bytes) -> str | None:
+    """What these bytes start as, such as "JPEG"; None for what has no signature."""
+    return _format_of(data)[0]
+
+
 def _format_of(data: bytes) -> tuple[str | None, bool]:
     """Name of the format these bytes start as, and whether they end early by their own account."""
     for signature, name, ends_early in _SIGNATURES:

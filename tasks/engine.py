@@ -4,6 +4,8 @@ A shard goes through in *windows* of a few dozen megabytes: while one is segment
 is read. Inside a window images of equal size go to the predictor together; one batch is in
 the network while the next is decoded and the last one encoded. What is in memory is bounded
 in bytes, not in images, and every image ends as one row, in order.
+
+Images are decoded in processes of their own (`fcn.decoders`), which the shards in work share.
 """
 
 import errno
@@ -13,25 +15,36 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import numpy as np
 import torch
 
 from fcn.classes import Classes
-from fcn.images import DecodedImage, decode_image, image_size
-from fcn.masks import encode_mask
+from fcn.decoders import Decoders, decoder_bytes
+from fcn.errors import ImageError
+from fcn.images import DecodedImage
+from fcn.masks import count_labels, encode_mask
 from fcn.predict import Prediction
+from tasks.budget import (
+    LABEL_BYTES,
+    MAX_IMAGE_BYTES,
+    PIXEL_BYTES,
+    Share,
+    budgets,
+    prefetched,
+)
 from tasks.part_file import Row
 from tasks.predict_config import PredictConfig
 from tasks.reading import ReadError, read_objects
 from tasks.stores import UNKNOWN_SIZE, Entry, StoreError, is_transient
 
 WINDOW_BYTES = 32 << 20
-"""Encoded bytes of a window; two are in memory."""
+"""Encoded bytes of a window, unless the budget is small; each shard has two in memory."""
 
 BATCH_PIXELS = 16_000_000
-"""Pixels of a batch (48 MB decoded) unless one image has more; three are in memory."""
+"""Pixels of a batch (48 MB decoded) unless one image has more; each shard has three at most."""
 
 BATCH_IMAGES = 16
 """Images of a batch, unless `PredictConfig.batch_size` asks for more."""
@@ -45,6 +58,9 @@ SaveMask = Callable[[str, bytes], str]
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 _NETWORK = threading.Lock()  # shards in work share one network and take turns, by batch
+
+DECODERS = Decoders(THREADS)
+"""The decoding processes of this process, for all shards in work."""
 
 
 class MaskNotSaved(Exception):
@@ -114,20 +130,37 @@ def segment(
         with seconds.measure("read"):
             return read_objects(window, last_attempt=last_attempt, max_bytes=config.max_image_bytes)
 
+    files, pixels = budgets(config.memory_budget, config.max_image_pixels, config.max_image_bytes)
+    limit = min(WINDOW_BYTES, files.size // (2 * config.concurrency))
     rows: list[Row] = []
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(THREADS) as pool:
-        engine = _Engine(predictor, config, seconds, save_mask, advance, pool)
-        for window, found in _read_ahead(reader, list(windows(entries)), read):
-            rows += engine.rows(window, found)
+    with (
+        ThreadPoolExecutor(1) as reader,
+        ThreadPoolExecutor(THREADS) as decoding,
+        ThreadPoolExecutor(THREADS) as encoding,
+        files.share() as file_share,
+        pixels.share() as pixel_share,
+    ):
+        engine = _Engine(
+            predictor, config, seconds, save_mask, advance, decoding, encoding, pixel_share
+        )
+        for window, job in prefetched(
+            list(windows(entries, limit)),
+            lambda window: min(_listed_bytes(window), files.size),
+            file_share,
+            lambda window: reader.submit(read, window),
+        ):
+            rows += engine.rows(window, job.result())
+            del job  # and with it the files
+            file_share.give(min(_listed_bytes(window), files.size))
     return rows
 
 
-def windows(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
-    """Neighbouring images, up to `WINDOW_BYTES` together, at least one."""
+def windows(entries: Sequence[Entry], limit: int = WINDOW_BYTES) -> Iterator[Sequence[Entry]]:
+    """Neighbouring images, up to ``limit`` bytes together, at least one."""
     start, size = 0, 0
     for index, entry in enumerate(entries):
-        entry_size = 1 << 20 if entry.size == UNKNOWN_SIZE else entry.size
-        if index > start and size + entry_size > WINDOW_BYTES:
+        entry_size = _listed_bytes([entry])
+        if index > start and size + entry_size > limit:
             yield entries[start:index]
             start, size = index, 0
         size += entry_size
@@ -135,17 +168,27 @@ def windows(entries: Sequence[Entry]) -> Iterator[Sequence[Entry]]:
         yield entries[start:]
 
 
-def _read_ahead(
-    reader: ThreadPoolExecutor,
-    parts: Sequence[Sequence[Entry]],
-    read: Callable[[Sequence[Entry]], list[bytes | ReadError]],
-) -> Iterator[tuple[Sequence[Entry], list[bytes | ReadError]]]:
-    """Each window with its bytes, the next one being read meanwhile."""
-    ahead = [reader.submit(read, window) for window in parts[:1]]
-    for index, window in enumerate(parts):
-        found = ahead.pop().result()
-        ahead += [reader.submit(read, after) for after in parts[index + 1 : index + 2]]
-        yield window, found
+def _listed_bytes(entries: Sequence[Entry]) -> int:
+    """Bytes of these files; where a store tells no size, a megabyte is assumed."""
+    return sum(1 << 20 if entry.size == UNKNOWN_SIZE else entry.size for entry in entries)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Image:
+    """A file of a window, its place there, and its size by its header."""
+
+    index: int
+    entry: Entry
+    data: bytes
+    height: int
+    width: int
+
+    @property
+    def pixels(self) -> int:
+        return self.height * self.width
+
+    def failed(self, error: Exception) -> Row:
+        return _failed(self.entry, error, (self.height, self.width))
 
 
 class _Engine:
@@ -158,75 +201,76 @@ class _Engine:
         seconds: Seconds,
         save_mask: SaveMask | None,
         advance: Callable[[int], None],
-        pool: ThreadPoolExecutor,
+        decoding: ThreadPoolExecutor,
+        encoding: ThreadPoolExecutor,
+        share: Share,
     ) -> None:
         self.predictor = predictor
         self.config = config
         self.seconds = seconds
         self.save_mask = save_mask
         self.advance = advance
-        self.pool = pool
+        self.decoding = decoding
+        self.encoding = encoding
+        self.share = share
 
     def rows(self, entries: Sequence[Entry], found: Sequence[bytes | ReadError]) -> list[Row]:
         """One row for each image of a window, in order."""
-        sizes = list(self.pool.map(self._size, found))
-        rows = {
-            index: _failed(entries[index], size)
-            for index, size in enumerate(sizes)
-            if isinstance(size, Exception)
-        }
+        opened = list(self.decoding.map(self._open, range(len(entries)), entries, found))
+        rows = {index: row for index, row in enumerate(opened) if isinstance(row, Row)}
         self.advance(len(rows))
-        encoding: list[tuple[int, Future[Row]]] = []
-        for batch, decoded in self._decoded(_batches(sizes, self.config.batch_size), found):
-            encoded, encoding = encoding, []
-            images = [image.pixels for image in decoded if isinstance(image, DecodedImage)]
-            predictions = iter(self._predict(images))
-            for index, image in zip(batch, decoded, strict=True):
-                prediction = image if isinstance(image, Exception) else next(predictions)
-                if isinstance(prediction, Exception):
-                    rows[index] = _failed(entries[index], prediction, sizes[index])
-                else:
-                    truncated = isinstance(image, DecodedImage) and image.truncated
-                    job = self.pool.submit(self._encode, entries[index], prediction, truncated)
-                    encoding.append((index, job))
-            rows.update((index, job.result()) for index, job in encoded)
+        images = [image for image in opened if isinstance(image, _Image)]
+        num_images = max(BATCH_IMAGES, self.config.batch_size or 0)
+        num_pixels = min(BATCH_PIXELS, self.share.budget.size // (4 * MAX_IMAGE_BYTES))
+        batches = _batches(images, num_images, num_pixels)
+        encoding: dict[int, Future[Row]] = {}
+        for batch, jobs in prefetched(batches, _batch_bytes, self.share, self._start_decoding):
+            encoded, encoding = encoding, self._segment(batch, jobs)
+            del jobs  # and with them the pixels
+            self.share.give(PIXEL_BYTES * sum(image.pixels for image in batch))
+            rows.update((index, job.result()) for index, job in encoded.items())
             self.advance(len(batch))
-        rows.update((index, job.result()) for index, job in encoding)
+        rows.update((index, job.result()) for index, job in encoding.items())
         return [rows[index] for index in range(len(entries))]
 
-    def _size(self, data: bytes | ReadError) -> tuple[int, int] | Exception:
-        """Height and width by the header, or what is wrong."""
+    def _open(self, index: int, entry: Entry, data: bytes | ReadError) -> _Image | Row:
+        """The image by its header, or the row that says what is wrong with it."""
         if isinstance(data, ReadError):
-            return data
+            return _failed(entry, data)
         try:
             with self.seconds.measure("decode"):
-                return image_size(data, max_pixels=self.config.max_image_pixels)
-        except Exception as error:  # noqa: BLE001 - bytes made to break a decoder may raise anything
-            return error
+                height, width = DECODERS.size(data, max_pixels=self.config.max_image_pixels)
+        except ImageError as error:
+            return _failed(entry, error)
+        return _Image(index=index, entry=entry, data=data, height=height, width=width)
 
-    def _decoded(
-        self, batches: Sequence[Sequence[int]], found: Sequence[bytes | ReadError]
-    ) -> Iterator[tuple[Sequence[int], list[DecodedImage | Exception]]]:
-        """Each batch with its pixels, the next one being decoded meanwhile."""
-        ahead = [[self.pool.submit(self._decode, found[i]) for i in b] for b in batches[:1]]
-        for number, batch in enumerate(batches):
-            decoded = [job.result() for job in ahead.pop()]
-            ahead += [
-                [self.pool.submit(self._decode, found[i]) for i in b]
-                for b in batches[number + 1 : number + 2]
-            ]
-            yield batch, decoded
+    def _start_decoding(self, batch: Sequence[_Image]) -> list[Future[DecodedImage | Exception]]:
+        return [self.decoding.submit(self._decode, image) for image in batch]
 
-    def _decode(self, data: bytes | ReadError) -> DecodedImage | Exception:
-        if isinstance(data, ReadError):
-            return data
+    def _decode(self, image: _Image) -> DecodedImage | Exception:
         try:
             with self.seconds.measure("decode"):
-                return decode_image(
-                    data, max_pixels=self.config.max_image_pixels, lenient=self.config.lenient
+                return DECODERS.decode(
+                    image.data, max_pixels=image.pixels, lenient=self.config.lenient
                 )
-        except Exception as error:  # noqa: BLE001 - bytes made to break a decoder may raise anything
+        except (ImageError, MemoryError) as error:
             return error
+
+    def _segment(
+        self, batch: Sequence[_Image], jobs: Sequence[Future[DecodedImage | Exception]]
+    ) -> dict[int, Future[Row]]:
+        """The rows of a batch, its masks still being encoded, by their places in the window."""
+        decoded = [job.result() for job in jobs]
+        self.share.give(_decoders_bytes(batch))
+        predictions = iter(
+            self._predict([image.pixels for image in decoded if isinstance(image, DecodedImage)])
+        )
+        encoding = {}
+        for image, found in zip(batch, decoded, strict=True):
+            outcome = found if isinstance(found, Exception) else next(predictions)
+            truncated = isinstance(found, DecodedImage) and found.truncated
+            encoding[image.index] = self.encoding.submit(self._row, image, outcome, truncated)
+        return encoding
 
     def _predict(self, images: Sequence[np.ndarray]) -> list[Prediction | Exception]:
         """Predictions; an image that does not fit into memory even alone is an error of its own."""
@@ -240,24 +284,32 @@ class _Engine:
                 return [error]
         return [one for image in images for one in self._predict([image])]
 
-    def _encode(self, entry: Entry, prediction: Prediction, truncated: bool) -> Row:
+    def _row(self, image: _Image, outcome: Prediction | Exception, truncated: bool) -> Row:
+        try:
+            if isinstance(outcome, Exception):
+                return image.failed(outcome)
+            return self._encode(image, outcome, truncated)
+        finally:
+            self.share.give(LABEL_BYTES * image.pixels)
+
+    def _encode(self, image: _Image, prediction: Prediction, truncated: bool) -> Row:
         label, classes = prediction.label, self.predictor.classes
         mask_format = self.config.mask_format
         with self.seconds.measure("encode"):
             mask = encode_mask(label, classes.palette, mask_format=mask_format)
-            counts = np.bincount(label.ravel(), minlength=len(classes)).tolist()
-        mask_path = f"{entry.key}.png" if mask_format == "png" else None
+            counts = count_labels(label, len(classes))
+        mask_path = f"{image.entry.key}.png" if mask_format == "png" else None
         if self.save_mask:
             png = mask if mask_format == "png" else encode_mask(label, classes.palette)
             try:
                 with self.seconds.measure("write"):
-                    mask_path = self.save_mask(entry.key, png)
+                    mask_path = self.save_mask(image.entry.key, png)
             except StoreError as error:
                 if is_transient(error) or getattr(error.__cause__, "errno", None) in _FULL:
                     raise
-                return _failed(entry, MaskNotSaved(str(error)), label.shape)
+                return image.failed(MaskNotSaved(str(error)))
         return Row(
-            entry=entry,
+            entry=image.entry,
             status="partial" if truncated else "ok",
             height=label.shape[0],
             width=label.shape[1],
@@ -268,24 +320,32 @@ class _Engine:
         )
 
 
-def _batches(
-    sizes: Sequence[tuple[int, int] | Exception], batch_size: int | None
-) -> list[list[int]]:
-    """Indices of images of equal size, together within `BATCH_PIXELS`, in order of appearance."""
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for index, size in enumerate(sizes):
-        if not isinstance(size, Exception):
-            by_size.setdefault(size, []).append(index)
-    batches = []
-    for (height, width), indices in by_size.items():
-        images = max(BATCH_IMAGES, batch_size or 0)
-        step = max(1, min(images, BATCH_PIXELS // max(1, height * width)))
-        batches += [indices[start : start + step] for start in range(0, len(indices), step)]
+def _batches(images: Sequence[_Image], num_images: int, num_pixels: int) -> list[Sequence[_Image]]:
+    """Images of equal size, so many of them or of their pixels together, in order of appearance."""
+    by_size: dict[tuple[int, int], list[_Image]] = {}
+    for image in images:
+        by_size.setdefault((image.height, image.width), []).append(image)
+    batches: list[Sequence[_Image]] = []
+    for alike in by_size.values():
+        step = max(1, min(num_images, num_pixels // alike[0].pixels))
+        batches += [alike[start : start + step] for start in range(0, len(alike), step)]
     return batches
 
 
-def _failed(entry: Entry, error: Exception, size: tuple[int, ...] | Exception | None = None) -> Row:
-    height, width = size if isinstance(size, tuple) else (None, None)
+def _batch_bytes(batch: Sequence[_Image]) -> int:
+    """Memory that a batch takes from its decoding to its masks."""
+    kept = (PIXEL_BYTES + LABEL_BYTES) * sum(image.pixels for image in batch)
+    return _decoders_bytes(batch) + kept
+
+
+def _decoders_bytes(batch: Sequence[_Image]) -> int:
+    """Memory of the processes that decode a batch, as many at a time as there are."""
+    needs = sorted(decoder_bytes(image.data, image.pixels) for image in batch)
+    return sum(needs[-DECODERS.number :])
+
+
+def _failed(entry: Entry, error: Exception, size: tuple[int, int] | None = None) -> Row:
+    height, width = size or (None, None)
     text = str(error).encode("utf-8", "replace").decode()[:MAX_ERROR_TEXT]
     return Row(
         entry=entry,

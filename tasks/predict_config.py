@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from fcn.device import Device, Precision, find_device, resolve_precision
 from fcn.images import MAX_PIXELS
 from fcn.masks import MaskFormat
+from tasks.budget import least_budget
 from tasks.reading import MAX_BYTES
 
 Sink = Literal["parquet", "png"]
@@ -19,7 +20,7 @@ IMAGE_PATTERNS = (
 )
 """Names of files that hold images, in the formats that `fcn.decode_image` reads."""
 
-ROW_FORMAT = 1
+ROW_FORMAT = 2
 """Raised whenever the same image and model would give another row."""
 
 
@@ -79,6 +80,13 @@ class PredictConfig(BaseModel):
         ge=1,
         description="Larger image files become failed rows, unread where their size is listed.",
     )
+    memory_budget: int = Field(
+        10 << 30,
+        description="Most bytes that files, pixels and masks take at once, over all shards in "
+        "work and in the processes that decode; only images near max_image_pixels make use of "
+        "all of it. On top come the network (weights, maps of one batch or tile) and the "
+        "finished rows of the shards in work.",
+    )
     max_failed: float = Field(
         0.01,
         ge=0,
@@ -114,6 +122,18 @@ class PredictConfig(BaseModel):
     def _run_lengths_have_a_place(self) -> "PredictConfig":
         if self.mask_format == "rle" and "parquet" not in self.sinks:
             raise ValueError("mask_format='rle' needs the parquet sink; png objects are PNG")
+        return self
+
+    @model_validator(mode="after")
+    def _largest_image_fits_into_memory(self) -> "PredictConfig":
+        least = least_budget(self.max_image_pixels, self.max_image_bytes)
+        if self.memory_budget < least:
+            raise ValueError(
+                f"memory_budget={self.memory_budget:,} bytes; an image of "
+                f"max_image_pixels={self.max_image_pixels:,} from a file of "
+                f"max_image_bytes={self.max_image_bytes:,} may take {least:,}: raise the budget, "
+                "or lower what is allowed"
+            )
         return self
 
 

@@ -1,0 +1,251 @@
+"""The rate of the whole pipeline against that of the bare network on the same images.
+
+::
+
+    python -m benchmarks.prediction
+
+Bare network: the net of the pipeline's own predictor on ready tensors (decoded, normalised,
+float32, channels last, one image at a time, as a CPU runs them), upsampling included, and an
+argmax to a uint8 label map. Pipeline: shards from the manifest to committed parts - reading,
+decoding, network, argmax and confidence, encoding, Parquet, writing - with the default
+settings, two shards in work, and without Prefect. The two alternate over the same JPEGs;
+weights are random, which changes no cost but that of masks. The S3 endpoint is moto's server
+on the same machine, whose own processor time the pipeline pays. Writes
+``docs/benchmarks/prediction.md``.
+"""
+
+import argparse
+import io
+import os
+import shlex
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import boto3
+import numpy as np
+import torch
+from botocore.exceptions import BotoCoreError
+from PIL import Image
+from torch import Tensor
+
+import fcn
+from benchmarks.machine import describe
+from fcn.images import decode_image
+from fcn.input import TORCHVISION
+from tasks import stores
+from tasks.manifest import Manifest, ModelCard, RunCard, read, write
+from tasks.predict_config import PredictConfig
+from tasks.shards import write_part_with
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "prediction.md"
+NETS = {"vgg16": 12, "squeezenet1_1": 96}
+"""Trunks of FCN-8s, and images of a round."""
+
+COLUMNS = (
+    *("trunk", "store", "bare, img/s", "pipeline, img/s", "share, %"),
+    *("read, ms", "decode", "network", "encode", "write"),
+)
+
+HEIGHT, WIDTH, NUM_CLASSES = 375, 500, 21
+
+
+def photograph(rng: np.random.Generator) -> bytes:
+    """A JPEG of 500 x 375 pixels, about as large as a photograph's: shapes, and some noise."""
+    small = rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(small).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+    noisy = smooth + rng.normal(0, 6, smooth.shape)
+    file = io.BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def predictor(backbone: str) -> fcn.Predictor:
+    torch.manual_seed(0)
+    net = fcn.FCN(backbone, NUM_CLASSES, 8)
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.Conv2d) and not layer.weight.any():  # score layers
+            torch.nn.init.normal_(layer.weight, std=0.1)
+    classes = fcn.Classes.named(map(str, range(NUM_CLASSES)), 255)
+    return fcn.Predictor(fcn.Model(net, classes, TORCHVISION), device="cpu")
+
+
+def ready_tensors(files: Sequence[bytes]) -> list[Tensor]:
+    pixels = [torch.from_numpy(decode_image(data).pixels) for data in files]
+    return [TORCHVISION.normalise(image[None].permute(0, 3, 1, 2)) for image in pixels]
+
+
+@torch.inference_mode()
+def bare(model: fcn.Predictor, tensors: Sequence[Tensor]) -> float:
+    """Seconds of the bare network."""
+    start = time.perf_counter()
+    for tensor in tensors:
+        model.net(tensor).argmax(dim=1).byte()
+    return time.perf_counter() - start
+
+
+def planned(collection: str, output: str, config: PredictConfig) -> Manifest:
+    digest = "0" * 64
+    classes = fcn.Classes.named(map(str, range(NUM_CLASSES)), 255).to_json()
+    model = ModelCard(
+        url="model", size=1, etag="", digest=digest, classes=classes, ignore_index=255
+    )
+    card = RunCard(
+        run=0,
+        run_digest=digest,
+        collection_url=collection,
+        images_per_shard=config.images_per_shard,
+        model=model,
+    )
+    write(output, card, stores.list_entries(collection))
+    return read(output, 0)
+
+
+@dataclass
+class Case:
+    """What the rounds of one network on one store took, in seconds."""
+
+    num_images: int
+    bare: list[float] = field(default_factory=list)
+    pipeline: list[float] = field(default_factory=list)
+    stages: Counter[str] = field(default_factory=Counter)
+
+    def line(self, net: str, store: str) -> str:
+        shares = [100 * b / p for b, p in zip(self.bare, self.pipeline, strict=True)]
+        count = self.num_images * len(self.pipeline)
+        stages = " | ".join(f"{1e3 * seconds / count:.1f}" for seconds in self.stages.values())
+        return (
+            f"| {net} | {store} | {rates(self.num_images, self.bare)} | "
+            f"{rates(self.num_images, self.pipeline)} | {statistics.median(shares):.1f} "
+            f"({min(shares):.1f}–{max(shares):.1f}) | {stages} |"
+        )
+
+
+def rates(count: int, seconds: Sequence[float]) -> str:
+    found = [count / one for one in seconds]
+    return f"{statistics.median(found):.2f} ({min(found):.2f}–{max(found):.2f})"
+
+
+def pipeline(case: Case, model: fcn.Predictor, manifest: Manifest, config: PredictConfig) -> None:
+    start = time.perf_counter()
+    with ThreadPoolExecutor(config.concurrency) as shards:
+        reports = list(
+            shards.map(
+                lambda number: write_part_with(model, manifest, number, config),
+                range(manifest.num_shards),
+            )
+        )
+    case.pipeline.append(time.perf_counter() - start)
+    assert sum(report.part.ok for report in reports) == case.num_images
+    for report in reports:
+        case.stages.update(report.stages)
+
+
+def measure(net: str, place: str, rounds: int) -> Case:
+    """Alternating rounds of the bare network and of the pipeline, the first one not counted."""
+    rng = np.random.default_rng(0)
+    case, model = Case(NETS[net]), predictor(net)
+    files = [photograph(rng) for _ in range(case.num_images)]
+    for index, data in enumerate(files):
+        stores.write_bytes(f"{place}/{net}/images/{index:04}.jpg", data)
+    tensors = ready_tensors(files)
+    config = PredictConfig(device="cpu", images_per_shard=case.num_images // 4)
+    for number in range(rounds + 1):
+        manifest = planned(f"{place}/{net}/images", f"{place}/{net}/out-{number}", config)
+        seconds = bare(model, tensors)
+        pipeline(case, model, manifest, config)
+        if number:
+            case.bare.append(seconds)
+        else:
+            case.pipeline.clear()
+            case.stages.clear()
+    return case
+
+
+@contextmanager
+def bucket() -> Iterator[str]:
+    """A bucket of a local S3 server, in a process of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for _ in range(200):
+            try:
+                boto3.client("s3").create_bucket(Bucket="bench")
+                break
+            except BotoCoreError:
+                time.sleep(0.2)
+        yield "s3://bench"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def page(lines: Sequence[str], loads: Sequence[float]) -> str:
+    return "\n".join(
+        [
+            "# Prediction: the pipeline against the bare network",
+            "",
+            "FCN-8s, 21 classes, JPEGs of 500 x 375, float32, one image at a time. Images a",
+            "second, and the pipeline's share of the bare network's rate: medians of alternating",
+            "rounds over the same images, with the smallest and the largest. Milliseconds are of",
+            "work per image, summed over threads; stages overlap.",
+            "",
+            f"| {' | '.join(COLUMNS)} |",
+            "|" + "---|" * len(COLUMNS),
+            *lines,
+            "",
+            "What the two are is defined in `benchmarks/prediction.py`: the pipeline also computes",
+            "the confidence and pays for the S3 server on the same two cores.",
+            "",
+            f"Command: `python -m benchmarks.prediction {shlex.join(sys.argv[1:])}`".rstrip("` ")
+            + "`",
+            "",
+            describe(),
+            f"Load average before and after: {loads[0]:.1f}, {loads[1]:.1f}.",
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
+    parser.add_argument("--stores", nargs="+", default=["local", "S3"], choices=["local", "S3"])
+    parser.add_argument("--dry", action="store_true", help="print the page, do not write it")
+    args = parser.parse_args()
+    lines, before = [], os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder, bucket() as s3:
+        for store, net in [(store, net) for store in args.stores for net in args.nets]:
+            case = measure(net, folder if store == "local" else s3, args.rounds)
+            lines.append(case.line(net, store))
+            print(lines[-1], flush=True)
+    text = page(lines, [before, os.getloadavg()[0]])
+    if not args.dry:
+        PAGE.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

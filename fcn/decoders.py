@@ -1,0 +1,195 @@
+"""Decoders in processes of their own: a crash, a hang or a leak costs one image.
+
+Image files are the one input that strangers write, and libraries in C read them. A decoder
+that dies of a signal takes its process along; one that never returns cannot be stopped from
+within. So decoding happens elsewhere, in a few processes that live as long as they can: see
+`fcn.decoding` for what ends them.
+"""
+
+import queue
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from fcn import errors, wire
+from fcn.errors import DecoderCrashed, DecoderTimedOut, ImageError
+from fcn.images import DecodedImage
+from fcn.pillow import format_name
+
+ATTEMPTS = 2
+"""A decoder that dies is tried once more, in a new process, before its image is blamed."""
+
+HEADER_BYTES = 256 << 20
+"""Memory beside the pixels: libraries that are loaded when first used, tables, metadata."""
+
+SECONDS = 20.0
+"""Processor time of a decoder, and `SECONDS_PER_MEGAPIXEL` in addition."""
+
+SECONDS_PER_MEGAPIXEL = 1.0
+"""Three times what the slowest takes (JPEG 2000, without loss) on a slow core."""
+
+MAX_BYTES_PER_PIXEL = 32
+"""Memory of the hungriest decoder (JPEG 2000 with alpha: 26 measured), its pixels included."""
+
+_BYTES_PER_PIXEL = {"JPEG": 16}  # 12 measured (progressive CMYK), and 3 to turn it upright
+
+FILE_COPIES = 3
+"""Copies of a file in its decoding process: as received, as kept, as a decoder wants it."""
+
+_ROOT = str(Path(__file__).resolve().parents[1])
+_COMMAND = "import sys; sys.path.insert(0, {!r}); from fcn.decoding import serve; serve({})"
+_OVERTIME = {-signal.SIGPROF, -signal.SIGALRM}
+
+
+class Decoders:
+    """A pool of decoding processes, for use from many threads.
+
+    Args:
+        number: Processes at most; each is started when there is something for it to do, and
+            anew when it has died. One takes 0.15 s to start and 40 MB.
+        seconds: Processor time for an image, beside what its pixels take.
+    """
+
+    def __init__(self, number: int, *, seconds: float = SECONDS) -> None:
+        self.number = number
+        self.seconds = seconds
+        # The process used last is used first; None stands for one that is not started.
+        self._idle: queue.LifoQueue[_Process | None] = queue.LifoQueue()
+        for _ in range(number):
+            self._idle.put(None)
+
+    def size(self, data: bytes, *, max_pixels: int) -> tuple[int, int]:
+        """Height and width by the header, as `fcn.images.image_size`.
+
+        Raises:
+            ImageError: as there, or `DecoderCrashed`, or `DecoderTimedOut`.
+            RuntimeError: no decoding process can be started.
+        """
+        _, height, width, _ = self._ask(wire.SIZE, data, max_pixels)
+        return height, width
+
+    def decode(self, data: bytes, *, max_pixels: int, lenient: bool = False) -> DecodedImage:
+        """Decode an image, as `fcn.images.decode_image`.
+
+        Args:
+            data: The file's bytes.
+            max_pixels: Limit of height x width. Memory and time are allowed for as many.
+            lenient: Accept a file that ends early, as far as it goes.
+
+        Raises:
+            ImageError: as there, or `DecoderCrashed`, or `DecoderTimedOut`.
+            RuntimeError: no decoding process can be started.
+        """
+        task = wire.DECODE_LENIENT if lenient else wire.DECODE
+        kind, height, width, body = self._ask(task, data, max_pixels)
+        pixels = body.reshape(height, width, 3)
+        return DecodedImage(pixels=pixels, truncated=kind == wire.TRUNCATED)
+
+    def close(self) -> None:
+        """End the processes, once they are idle; whoever asks again starts new ones."""
+        for process in [self._idle.get() for _ in range(self.number)]:
+            if process:
+                process.end()
+            self._idle.put(None)
+
+    def _ask(self, task: int, data: bytes, max_pixels: int) -> "_Reply":
+        pixels = 0 if task == wire.SIZE else max_pixels
+        seconds = self.seconds + SECONDS_PER_MEGAPIXEL * pixels / 1e6
+        memory = HEADER_BYTES + decoder_bytes(data, pixels)
+        request = wire.REQUEST.pack(task, max_pixels, seconds, memory, len(data))
+        process, status = self._idle.get(), 0
+        try:
+            for _ in range(ATTEMPTS):
+                process = process or _Process()
+                try:
+                    return process.ask(request, data)
+                except OSError:
+                    status, process = process.end(), None
+                if status in _OVERTIME:
+                    break
+        except ImageError:
+            raise
+        except BaseException:  # half of a reply may be left in the socket
+            if process:
+                process.end()
+                process = None
+            raise
+        finally:
+            self._idle.put(process)
+        raise _death(status, data, seconds)
+
+
+_Reply = tuple[int, int, int, np.ndarray]
+
+
+class _Process:
+    """One decoding process, asked by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            # Not `multiprocessing`: that imports the program's main module anew, and so runs a
+            # script that has no `if __name__ == "__main__"`.
+            self._process = subprocess.Popen(  # noqa: S603 - this Python, our own words
+                [sys.executable, "-c", _COMMAND.format(_ROOT, theirs.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the parent
+            )
+        if not wire.receive(self._socket, len(wire.READY)):
+            raise RuntimeError(
+                f"a decoding process ended with status {self.end()} before it was ready; "
+                "what it said is above"
+            )
+
+    def ask(self, request: bytes, data: bytes) -> _Reply:
+        """Kind, height, width and body of the reply.
+
+        Raises:
+            ImageError: what the decoder says.
+            OSError: the process died.
+        """
+        self._socket.sendall(request)
+        self._socket.sendall(data)
+        reply = bytearray(wire.REPLY.size)
+        self._fill(memoryview(reply))
+        kind, height, width, length = wire.REPLY.unpack(reply)
+        body = np.empty(length, np.uint8)
+        self._fill(body.data)
+        if kind == wire.FAILED:
+            name, _, text = body.tobytes().decode().partition("\n")
+            raise getattr(errors, name)(text)
+        return kind, height, width, body
+
+    def _fill(self, target: memoryview) -> None:
+        if not wire.receive_into(self._socket, target):
+            raise ConnectionResetError
+
+    def end(self) -> int:
+        """End the process, if it has not ended, and return its exit status."""
+        self._socket.close()
+        assert self._process.stdin
+        self._process.stdin.close()
+        return self._process.wait()
+
+
+def decoder_bytes(data: bytes, pixels: int) -> int:
+    """Most bytes that decoding so many pixels from this file takes, the pixels among them."""
+    per_pixel = _BYTES_PER_PIXEL.get(format_name(data) or "", MAX_BYTES_PER_PIXEL)
+    return per_pixel * pixels + FILE_COPIES * len(data)
+
+
+def _death(status: int, data: bytes, seconds: float) -> ImageError:
+    name = format_name(data) or "image"
+    if status in _OVERTIME:
+        return DecoderTimedOut(
+            f"the decoder of this {name} did not end within {seconds:.0f} s of processor time, "
+            f"or {wire.PATIENCE} times that by the clock"
+        )
+    how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
+    return DecoderCrashed(f"the decoder of this {name} crashed ({how}), {ATTEMPTS} times")

@@ -1,0 +1,224 @@
+"""What kills a decoder costs one image: processes that really crash, hang and swell."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from fcn.decoders import Decoders
+from fcn.errors import (
+    DecoderCrashed,
+    DecoderTimedOut,
+    ImageError,
+    ImageTooLarge,
+    TruncatedImage,
+)
+from fcn.images import decode_image, image_size
+from tests.fcn.deadly import deadly, install, qoi
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "QOI", "TGA")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def decoders() -> Iterator[Decoders]:
+    pool = Decoders(2, seconds=0.5)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture
+def deadly_decoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoders]:
+    install(tmp_path, monkeypatch)
+    pool = Decoders(1, seconds=0.5)
+    yield pool
+    pool.close()
+
+
+def pictures(rng: np.random.Generator) -> list[bytes]:
+    """One file in every format, the JPEG turned by its EXIF orientation."""
+    image = Image.fromarray(rng.integers(0, 256, (30, 41, 3), np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    files = []
+    for image_format in FORMATS:
+        file = io.BytesIO()
+        image.save(file, image_format, **({"exif": exif} if image_format == "JPEG" else {}))
+        files.append(file.getvalue())
+    return files
+
+
+def test_images_come_back_as_from_a_decoder_in_this_process(
+    decoders: Decoders, rng: np.random.Generator
+) -> None:
+    for data in pictures(rng):
+        size = decoders.size(data, max_pixels=10_000)
+        found = decoders.decode(data, max_pixels=size[0] * size[1])
+        assert size == image_size(data)
+        np.testing.assert_array_equal(found.pixels, decode_image(data).pixels)
+        assert found.pixels.flags.writeable
+        assert not found.truncated
+
+
+def test_errors_come_back_as_from_a_decoder_in_this_process(
+    decoders: Decoders, rng: np.random.Generator
+) -> None:
+    whole = pictures(rng)[0]
+    for data in (b"", b"no image", whole[: len(whole) // 2], whole[:3]):
+        with pytest.raises(ImageError) as here:
+            decode_image(data)
+        with pytest.raises(type(here.value)) as there:
+            decoders.decode(data, max_pixels=10_000)
+        assert str(there.value) == str(here.value)
+    with pytest.raises(ImageTooLarge, match="above the limit of 9"):
+        decoders.size(whole, max_pixels=9)
+
+
+def test_truncated_images_are_decoded_leniently_when_asked(
+    decoders: Decoders, rng: np.random.Generator
+) -> None:
+    whole = pictures(rng)[0]
+    cut = whole[: len(whole) * 2 // 3]
+    found = decoders.decode(cut, max_pixels=10_000, lenient=True)
+    assert found.truncated
+    np.testing.assert_array_equal(found.pixels, decode_image(cut, lenient=True).pixels)
+    with pytest.raises(TruncatedImage):
+        decoders.decode(cut, max_pixels=10_000)
+
+
+def test_many_threads_share_few_processes(decoders: Decoders, rng: np.random.Generator) -> None:
+    files = pictures(rng) * 10
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda data: decoders.decode(data, max_pixels=10_000), files))
+    for data, image in zip(files, found, strict=True):
+        np.testing.assert_array_equal(image.pixels, decode_image(data).pixels)
+
+
+@pytest.mark.parametrize(
+    ("death", "error", "words"),
+    [
+        ("segfault", DecoderCrashed, r"this image crashed \(SIGSEGV\), 2 times"),
+        ("abort", DecoderCrashed, r"SIGABRT"),
+        ("exit", DecoderCrashed, r"exit status 7"),
+        ("spin", DecoderTimedOut, r"did not end within 1 s of processor time"),
+        ("swell", ImageTooLarge, r"too large to decode"),
+    ],
+)
+def test_death_of_a_decoder_is_an_error_of_its_image(
+    death: str, error: type[ImageError], words: str, deadly_decoders: Decoders
+) -> None:
+    good = qoi(width=20)
+    start = time.monotonic()
+    for _ in range(2):
+        with pytest.raises(error, match=words):
+            deadly_decoders.decode(deadly(death), max_pixels=1000)
+        assert deadly_decoders.decode(good, max_pixels=1000).pixels.shape == (3, 20, 3)
+    assert time.monotonic() - start < 20
+
+
+def test_decoder_that_sleeps_is_ended_by_the_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, monkeypatch)
+    pool = Decoders(1, seconds=0.1)
+    with pytest.raises(DecoderTimedOut, match="10 times that by the clock"):
+        pool.decode(deadly("sleep"), max_pixels=1000)
+    pool.close()
+
+
+def test_death_over_a_header_is_an_error_of_its_image(deadly_decoders: Decoders) -> None:
+    with pytest.raises(DecoderCrashed, match="SIGABRT"):
+        deadly_decoders.size(deadly("header"), max_pixels=1000)
+    assert deadly_decoders.size(qoi(width=20), max_pixels=1000) == (3, 20)
+
+
+def test_image_with_endless_scans_is_ended(decoders: Decoders) -> None:
+    """A real one: each scan of a progressive JPEG goes over all its pixels again."""
+    file = io.BytesIO()
+    Image.new("RGB", (1000, 1000)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data.rindex(b"\xff\xda")
+    endless = data[:last] + data[last:-2] * 5000 + data[-2:]
+    with pytest.raises(DecoderTimedOut, match="this JPEG did not end within 2 s"):
+        decoders.decode(endless, max_pixels=1_000_000)
+
+
+def test_process_killed_by_accident_costs_no_image(
+    decoders: Decoders, rng: np.random.Generator
+) -> None:
+    data = pictures(rng)[1]
+    decoders.decode(data, max_pixels=10_000)
+    for pid in children(os.getpid()):
+        os.kill(pid, signal.SIGKILL)
+    found = decoders.decode(data, max_pixels=10_000)
+    np.testing.assert_array_equal(found.pixels, decode_image(data).pixels)
+
+
+def test_processes_that_cannot_start_are_no_fault_of_the_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os; os._exit(3)", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="ended with status 3 before it was ready"):
+        Decoders(1).decode(b"", max_pixels=1)
+
+
+PARENT = """
+import sys, threading
+from pathlib import Path
+from fcn.decoders import Decoders
+
+decoders = Decoders(2)
+decoders.size(Path(sys.argv[1]).read_bytes(), max_pixels=1000)
+ask = lambda: decoders.decode(Path(sys.argv[2]).read_bytes(), max_pixels=1000)
+threading.Thread(target=ask).start()
+print("asked", flush=True)
+"""
+
+
+def test_no_process_outlives_a_killed_parent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process is idle, the other in an endless loop; the script has no main guard."""
+    install(tmp_path, monkeypatch)
+    (tmp_path / "good").write_bytes(qoi(20))
+    (tmp_path / "bad").write_bytes(deadly("spin"))
+    script = tmp_path / "script.py"
+    script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{PARENT}", encoding="utf-8")
+    parent = subprocess.Popen(
+        [sys.executable, script, tmp_path / "good", tmp_path / "bad"], stdout=subprocess.PIPE
+    )
+    with parent:
+        assert parent.stdout
+        assert parent.stdout.readline() == b"asked\n"
+        found = children(parent.pid)
+        assert found
+        parent.kill()
+    for _ in range(100):
+        alive = [pid for pid in found if is_alive(pid)]
+        if not alive:
+            break
+        time.sleep(0.05)
+    assert alive == []
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that is dead may wait for somebody to notice."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

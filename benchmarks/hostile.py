@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
+from benchmarks.machine import decoding_processes
 from fcn.classes import Classes
 from fcn.errors import ImageError
 from fcn.predict import Prediction
@@ -169,14 +170,10 @@ def rows_of(files: dict[str, bytes], folder: Path, **settings: Any) -> list[Row]
 def peak_memory() -> list[int]:
     """Most bytes that each living decoding process of this process ever had."""
     found = []
-    for task in Path("/proc/self/task").glob("*/children"):
-        for child in task.read_text("ascii").split():
-            process = Path("/proc") / child
-            if "fcn.decoding" in (process / "cmdline").read_text("utf-8"):
-                status = dict(
-                    line.split(":", 1) for line in (process / "status").read_text().splitlines()
-                )
-                found.append(1024 * int(status["VmHWM"].split()[0]))
+    for process in decoding_processes():
+        lines = (process / "status").read_text("utf-8").splitlines()
+        status = dict(line.split(":", 1) for line in lines)
+        found.append(1024 * int(status["VmHWM"].split()[0]))
     return found
 
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,6 +17,25 @@ def describe() -> str:
         f"{_processor()}, {os.cpu_count()} cores, {pages * size / 2**30:.0f} GiB, no GPU.\n"
         f"Python {platform.python_version()}, {versions}."
     )
+
+
+def decoding_processes() -> Iterator[Path]:
+    """Those of this process (`fcn.decoders`) that are alive, as folders of ``/proc``."""
+    for task in Path("/proc/self/task").glob("*/children"):
+        for child in task.read_text("ascii").split():
+            process = Path("/proc") / child
+            if "fcn.decoding" in (process / "cmdline").read_text("utf-8"):
+                yield process
+
+
+def processor_seconds() -> float:
+    """Processor time of this process and of its decoding processes until now."""
+    times = os.times()
+    seconds = times.user + times.system
+    for process in decoding_processes():
+        user, system = (process / "stat").read_text().rpartition(")")[2].split()[11:13]
+        seconds += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return seconds
 
 
 def _processor() -> str:

@@ -26,12 +26,16 @@ from fcn.errors import ImageError
 from fcn.images import decode_image, image_size
 from fcn.pillow import image_error
 
+NICENESS = 5
+"""The parent's network goes first: a loop over all cores waits for the slowest of them."""
+
 _STATM = Path("/proc/self/statm")
 
 
 def serve(descriptor: int) -> None:
     """Answer the requests that come through the socket of this descriptor until it is closed."""
     _end_with_the_parent()
+    os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is told by the exit status
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # others decode beside this process
     with socket.socket(fileno=descriptor) as parent:

@@ -22,8 +22,8 @@ MAX_WHOLE_PIXELS = 4_000_000
 MAX_SCORES = 84_000_000
 """Pixels times classes of an image that runs whole: 336 MB of scores, 4 MP at 21 classes."""
 
-BAND_ROWS = 16
-"""Rows of scores from which a CPU reads labels and probabilities: 0.7 MB at 500 x 21 classes."""
+BAND_ROWS = 64
+"""Rows of scores whose labels and probabilities a CPU reads off together: 2.7 MB at 500 x 21."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,15 @@ class Prediction:
 class Predictor:
     """Segments images, each at its own size.
 
-    On a CPU images run one by one, where a batch gains nothing; on a GPU those of equal size
-    run together.
+    On a CPU images run one by one: a batch gains nothing, and rounds otherwise. On a GPU those
+    of equal size run together. What a CPU says of an image depends on the image, the kind of
+    processor and the number of torch's threads (which divide the sums), and on nothing else.
 
     Args:
         model: a trained model.
         device: "auto", "cpu", "cuda", "cuda:1".
         precision: "auto" is bfloat16 on a GPU and float32 on a CPU.
-        batch_size: Images of equal size that run together; None is 1 on a CPU, 8 elsewhere.
+        batch_size: Images of equal size that run together on a GPU; None is 8.
         tile_size: Side of the tiles in pixels, rounded up to the network's stride; None
             cuts only images above `MAX_WHOLE_PIXELS` or `MAX_SCORES`. Tiles overlap by
             what the network sees around a pixel, so that their labels are those of the
@@ -73,7 +74,7 @@ class Predictor:
         self.precision: Precision = precision
         self.model = model
         self.net = model.net.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
+        self.batch_size = 1 if self.device.type == "cpu" else batch_size or 8
         self.tile_size = tile_size
 
     @property

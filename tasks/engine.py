@@ -8,6 +8,7 @@ in bytes, not in images, and every image ends as one row, in order.
 Images are decoded in processes of their own (`fcn.decoders`), which the shards in work share.
 """
 
+import atexit
 import errno
 import os
 import threading
@@ -57,10 +58,19 @@ SaveMask = Callable[[str, bytes], str]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
-_NETWORK = threading.Lock()  # shards in work share one network and take turns, by batch
+NETWORK = ThreadPoolExecutor(1, "network")
+"""The one thread of this process that runs networks: shards in work take turns, by batch.
+
+Not a lock: for each thread that calls it OpenMP keeps a team of its own, and with more teams
+than cores every parallel loop waits for sleeping threads.
+"""
 
 DECODERS = Decoders(THREADS)
 """The decoding processes of this process, for all shards in work."""
+
+atexit.register(DECODERS.close)
+
+_DECODING = ThreadPoolExecutor(DECODERS.number, "decode")  # as many threads wait for them
 
 
 class MaskNotSaved(Exception):
@@ -135,14 +145,11 @@ def segment(
     rows: list[Row] = []
     with (
         ThreadPoolExecutor(1) as reader,
-        ThreadPoolExecutor(THREADS) as decoding,
         ThreadPoolExecutor(THREADS) as encoding,
         files.share() as file_share,
         pixels.share() as pixel_share,
     ):
-        engine = _Engine(
-            predictor, config, seconds, save_mask, advance, decoding, encoding, pixel_share
-        )
+        engine = _Engine(predictor, config, seconds, save_mask, advance, encoding, pixel_share)
         for window, job in prefetched(
             list(windows(entries, limit)),
             lambda window: min(_listed_bytes(window), files.size),
@@ -201,7 +208,6 @@ class _Engine:
         seconds: Seconds,
         save_mask: SaveMask | None,
         advance: Callable[[int], None],
-        decoding: ThreadPoolExecutor,
         encoding: ThreadPoolExecutor,
         share: Share,
     ) -> None:
@@ -210,13 +216,12 @@ class _Engine:
         self.seconds = seconds
         self.save_mask = save_mask
         self.advance = advance
-        self.decoding = decoding
         self.encoding = encoding
         self.share = share
 
     def rows(self, entries: Sequence[Entry], found: Sequence[bytes | ReadError]) -> list[Row]:
         """One row for each image of a window, in order."""
-        opened = list(self.decoding.map(self._open, range(len(entries)), entries, found))
+        opened = list(_DECODING.map(self._open, range(len(entries)), entries, found))
         rows = {index: row for index, row in enumerate(opened) if isinstance(row, Row)}
         self.advance(len(rows))
         images = [image for image in opened if isinstance(image, _Image)]
@@ -245,7 +250,7 @@ class _Engine:
         return _Image(index=index, entry=entry, data=data, height=height, width=width)
 
     def _start_decoding(self, batch: Sequence[_Image]) -> list[Future[DecodedImage | Exception]]:
-        return [self.decoding.submit(self._decode, image) for image in batch]
+        return [_DECODING.submit(self._decode, image) for image in batch]
 
     def _decode(self, image: _Image) -> DecodedImage | Exception:
         try:
@@ -277,12 +282,15 @@ class _Engine:
         if not images:
             return []
         try:
-            with _NETWORK, self.seconds.measure("network"):
-                return list(self.predictor.predict(images))
+            return NETWORK.submit(self._run, images).result()
         except (torch.OutOfMemoryError, MemoryError) as error:
             if len(images) == 1:
                 return [error]
         return [one for image in images for one in self._predict([image])]
+
+    def _run(self, images: Sequence[np.ndarray]) -> list[Prediction | Exception]:
+        with self.seconds.measure("network"):
+            return list(self.predictor.predict(images))
 
     def _row(self, image: _Image, outcome: Prediction | Exception, truncated: bool) -> Row:
         try:

@@ -40,8 +40,8 @@ class PredictConfig(BaseModel):
         None,
         ge=1,
         le=1024,
-        description="Images of the same size through the network at once; empty: 1 on a CPU, "
-        "where more gain nothing, 8 on a GPU.",
+        description="Images of the same size through the network at once on a GPU; empty: 8. A "
+        "CPU takes them one by one, so that a mask never depends on its neighbours.",
     )
     device: Device = Field(
         "auto",

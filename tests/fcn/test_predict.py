@@ -115,6 +115,17 @@ def test_real_photographs_tile_exactly(camvid_dir: Path) -> None:
         assert np.array_equal(one, other)
 
 
+def test_twenty_photographs_of_many_sizes_tile_exactly(coco_dir: Path) -> None:
+    paths = sorted((coco_dir / "JPEGImages").iterdir())[::6][:20]
+    photographs = [decode_image(path.read_bytes()).pixels for path in paths]
+    assert len({image.shape for image in photographs}) > 5
+    trained = model("squeezenet1_1", 21)
+    whole, tiled = Predictor(trained), Predictor(trained, tile_size=128)
+    for one, other in zip(whole(photographs), tiled(photographs), strict=True):
+        assert len(np.unique(one)) > 1
+        assert np.array_equal(one, other)
+
+
 def test_more_than_256_classes_need_two_bytes(rng: np.random.Generator) -> None:
     (label,) = Predictor(model("squeezenet1_1", 300))(images(rng)[:1])
     assert label.dtype == np.uint16

@@ -5,6 +5,7 @@ import io
 import os
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,16 @@ import torch
 from PIL import Image
 
 import fcn
+from fcn.input import TORCHVISION
 from fcn.masks import decode_mask
-from tasks import engine, stores
+from tasks import engine, part_file, stores
+from tasks.budget import least_budget
 from tasks.engine import Seconds, segment
 from tasks.part_file import Row
 from tasks.predict_config import PredictConfig
 from tasks.shards import mask_saver
 from tasks.stores import StoreError, StoreUnavailable
+from tests.fcn.deadly import deadly, install
 from tests.tasks.pictures import Brightness, encoded, pixels, put
 
 
@@ -277,3 +281,93 @@ def test_two_shards_take_turns_on_the_network(tmp_path: Path, rng: np.random.Gen
     for thread in threads:
         thread.join()
     assert len(found) == 3
+
+
+def test_decoder_that_dies_costs_one_image(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, monkeypatch)
+    good = {f"{index:02}.png": encoded(pixels(rng)) for index in range(20)}
+    deaths = ("segfault", "abort", "swell", "header")
+    put(str(tmp_path / "in"), good | {f"{death}.qoi": deadly(death) for death in deaths})
+    engine.DECODERS.close()  # those that start now meet the deadly decoder
+    try:
+        rows = run(str(tmp_path / "in"))
+    finally:
+        engine.DECODERS.close()
+
+    failed = {key: row.error_class for key, row in rows.items() if row.status == "failed"}
+    assert failed == {
+        "segfault.qoi": "DecoderCrashed",
+        "abort.qoi": "DecoderCrashed",
+        "swell.qoi": "ImageTooLarge",
+        "header.qoi": "DecoderCrashed",
+    }
+    assert {key for key, row in rows.items() if row.status == "ok"} == good.keys()
+
+
+def test_decoders_that_cannot_start_are_no_fault_of_the_images(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os; os._exit(3)", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    put(str(tmp_path / "in"), {"a.png": encoded(pixels(rng))})
+    engine.DECODERS.close()
+    with pytest.raises(RuntimeError, match="ended with status 3 before it was ready"):
+        run(str(tmp_path / "in"))
+    engine.DECODERS.close()
+
+
+def test_shards_that_fail_leave_the_budget_to_others(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    class Broken(Brightness):
+        def predict(self, images: Sequence[np.ndarray]) -> list[fcn.Prediction]:
+            raise RuntimeError("broken")
+
+    put(str(tmp_path), {f"{i}.png": encoded(pixels(rng, 4 + i)) for i in range(9)})
+    limits = {"max_image_pixels": 1000, "max_image_bytes": 10_000}
+    config = PredictConfig(memory_budget=least_budget(*limits.values()), **limits)
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="broken"):
+            segment(list(stores.list_entries(str(tmp_path))), Broken(), config, seconds=Seconds())
+    rows = run(str(tmp_path), **config.model_dump())
+    assert {row.status for row in rows.values()} == {"ok"}
+
+
+def model_rows(prefix: str, *, threads: int = 1, **settings: Any) -> bytes:
+    """The part of everything below a prefix by a small network, in shards of so many images."""
+    torch.manual_seed(0)
+    net = fcn.FCN("squeezenet1_1", 3, 8)
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.Conv2d) and not layer.weight.any():
+            torch.nn.init.normal_(layer.weight, std=0.1)
+    config = PredictConfig(device="cpu", **settings)
+    predictor = fcn.Predictor(
+        fcn.Model(net, Brightness.classes, TORCHVISION),
+        device="cpu",
+        batch_size=config.batch_size,
+        tile_size=config.tile_size,
+    )
+    entries = list(stores.list_entries(prefix))
+    size = config.images_per_shard
+    shards = [entries[start : start + size] for start in range(0, len(entries), size)]
+    engine.NETWORK.submit(torch.set_num_threads, threads).result()
+    with ThreadPoolExecutor(config.concurrency) as pool:
+        found = pool.map(lambda shard: segment(shard, predictor, config, seconds=Seconds()), shards)
+        rows = [row for shard in found for row in shard]
+    part = part_file.summarise(rows, run=0, number=0, run_digest="")
+    return part_file.encode(rows, part, config.mask_format)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"batch_size": 4}, {"images_per_shard": 3}, {"images_per_shard": 4, "concurrency": 3}],
+)
+def test_a_row_depends_on_its_image_alone(
+    settings: dict[str, Any], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    sizes = [(40, 56), (40, 56), (33, 47), (40, 56), (40, 56), (9, 9), (40, 56), (33, 47), (40, 56)]
+    put(str(tmp_path), {f"{i}.png": encoded(pixels(rng, *size)) for i, size in enumerate(sizes)})
+    put(str(tmp_path), {"4a.png": b"damaged"})
+    assert model_rows(str(tmp_path), **settings) == model_rows(str(tmp_path))

@@ -68,7 +68,7 @@ print(most[0] - before)
 def test_images_of_100_megapixels_stay_within_the_budget(
     tmp_path: Path, rng: np.random.Generator
 ) -> None:
-    """Two shards; without a budget they would have four of the large images in work at once."""
+    """One of the large images at a time: 0.65 GB measured, and 1.2 GB without a bound."""
     large = io.BytesIO()
     Image.new("RGB", (10_000, 10_000), (9, 80, 70)).save(large, "JPEG", quality=30)
     files = {f"large-{number}.jpg": large.getvalue() for number in range(4)}
@@ -85,4 +85,4 @@ def test_images_of_100_megapixels_stay_within_the_budget(
         ).stdout
     )
 
-    assert 400_000_000 < peak < budget
+    assert 400_000_000 < peak < 900_000_000 < budget

@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from fcn.errors import DeviceError
 from fcn.images import MAX_PIXELS
+from tasks.budget import least_budget
 from tasks.predict_config import PredictConfig, run_digest
 
 
@@ -28,3 +29,20 @@ def test_digest_counts_the_precision_that_auto_stands_for() -> None:
 def test_digest_of_a_device_that_is_not_there_is_told() -> None:
     with pytest.raises(DeviceError, match="cuda:99"):
         run_digest("0" * 64, PredictConfig(device="cuda:99"))
+
+
+def test_budget_must_hold_the_largest_image() -> None:
+    least = least_budget(1_000_000, 5_000_000)
+    limits = {"max_image_pixels": 1_000_000, "max_image_bytes": 5_000_000}
+    PredictConfig.model_validate({"memory_budget": least, **limits})
+    with pytest.raises(ValidationError, match=r"max_image_pixels=1,000,000 .* may take 60,000,000"):
+        PredictConfig.model_validate({"memory_budget": least - 1, **limits})
+    PredictConfig()  # the default holds what is allowed by default
+
+
+def test_budget_changes_no_row() -> None:
+    digests = {
+        run_digest("0" * 64, PredictConfig(device="cpu", memory_budget=budget << 30))
+        for budget in (10, 20)
+    }
+    assert len(digests) == 1

@@ -41,7 +41,7 @@ FILE_COPIES = 3
 """Copies of a file in its decoding process: as received, as kept, as a decoder wants it."""
 
 _ROOT = str(Path(__file__).resolve().parents[1])
-_COMMAND = "import sys; sys.path.insert(0, {!r}); from fcn.decoding import serve; serve({})"
+_COMMAND = "import sys; sys.path[0] = {!r}; from fcn.decoding import serve; serve({})"
 _OVERTIME = {-signal.SIGPROF, -signal.SIGALRM}
 
 

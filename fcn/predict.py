@@ -135,7 +135,7 @@ class Predictor:
         for top, left in itertools.product(range(0, height, tile), range(0, width, tile)):
             y, x = max(0, top - margin), max(0, left - margin)
             seen = image[y : top + tile + margin, x : left + tile + margin]
-            scores = self._score(np.ascontiguousarray(seen)[None])
+            scores = self._score(seen[None])
             core = scores[..., top - y : top - y + tile, left - x : left - x + tile]
             labels, sums = self._choose(core)
             label[top : top + tile, left : left + tile] = labels[0]
@@ -144,6 +144,7 @@ class Predictor:
 
     def _score(self, pixels: np.ndarray) -> Tensor:
         """Scores ``N x C x H x W`` of uint8 ``N x H x W x 3``."""
+        pixels = np.require(pixels, None, ["C", "W"])  # what torch takes
         images = torch.from_numpy(pixels).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         with autocast(self.device, self.precision):
             scores: Tensor = self.net(self.model.input.normalise(images))

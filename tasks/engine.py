@@ -229,7 +229,7 @@ class _Engine:
         num_pixels = min(BATCH_PIXELS, self.share.budget.size // (4 * MAX_IMAGE_BYTES))
         batches = _batches(images, num_images, num_pixels)
         encoding: dict[int, Future[Row]] = {}
-        for batch, jobs in prefetched(batches, _batch_bytes, self.share, self._start_decoding):
+        for batch, jobs in prefetched(batches, self._batch_bytes, self.share, self._start_decoding):
             encoded, encoding = encoding, self._segment(batch, jobs)
             del jobs  # and with them the pixels
             self.share.give(PIXEL_BYTES * sum(image.pixels for image in batch))
@@ -248,6 +248,14 @@ class _Engine:
         except ImageError as error:
             return _failed(entry, error)
         return _Image(index=index, entry=entry, data=data, height=height, width=width)
+
+    def _batch_bytes(self, batch: Sequence[_Image]) -> int:
+        """Memory that a batch takes from its decoding to its masks.
+
+        More than there is only where a store told no sizes; such a batch goes alone.
+        """
+        kept = (PIXEL_BYTES + LABEL_BYTES) * sum(image.pixels for image in batch)
+        return min(_decoders_bytes(batch) + kept, self.share.budget.size)
 
     def _start_decoding(self, batch: Sequence[_Image]) -> list[Future[DecodedImage | Exception]]:
         return [_DECODING.submit(self._decode, image) for image in batch]
@@ -338,12 +346,6 @@ def _batches(images: Sequence[_Image], num_images: int, num_pixels: int) -> list
         step = max(1, min(num_images, num_pixels // alike[0].pixels))
         batches += [alike[start : start + step] for start in range(0, len(alike), step)]
     return batches
-
-
-def _batch_bytes(batch: Sequence[_Image]) -> int:
-    """Memory that a batch takes from its decoding to its masks."""
-    kept = (PIXEL_BYTES + LABEL_BYTES) * sum(image.pixels for image in batch)
-    return _decoders_bytes(batch) + kept
 
 
 def _decoders_bytes(batch: Sequence[_Image]) -> int:

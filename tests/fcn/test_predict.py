@@ -121,9 +121,13 @@ def test_twenty_photographs_of_many_sizes_tile_exactly(coco_dir: Path) -> None:
     assert len({image.shape for image in photographs}) > 5
     trained = model("squeezenet1_1", 21)
     whole, tiled = Predictor(trained), Predictor(trained, tile_size=128)
-    for one, other in zip(whole(photographs), tiled(photographs), strict=True):
+    different = 0
+    for image, one, other in zip(photographs, whole(photographs), tiled(photographs), strict=True):
         assert len(np.unique(one)) > 1
-        assert np.array_equal(one, other)
+        if not np.array_equal(one, other):  # convolutions of other shapes round otherwise
+            assert ties(trained, image)[one != other].all()
+            different += (one != other).sum()
+    assert different < 10  # of five million pixels
 
 
 def test_more_than_256_classes_need_two_bytes(rng: np.random.Generator) -> None:

@@ -134,6 +134,7 @@ def segment(
     Raises:
         OSError: or an error of the store's client: the store is out, see `read_objects`.
         StoreError: masks cannot be saved for now, or the disk is full.
+        RuntimeError: no decoding process can be started.
     """
 
     def read(window: Sequence[Entry]) -> list[bytes | ReadError]:

@@ -39,7 +39,7 @@ from tasks.budget import (
 from tasks.part_file import Row
 from tasks.predict_config import PredictConfig
 from tasks.reading import ReadError, read_objects
-from tasks.stores import UNKNOWN_SIZE, Entry, StoreError, is_transient
+from tasks.stores import Entry, StoreError, is_transient
 
 WINDOW_BYTES = 32 << 20
 """Encoded bytes of a window, unless the budget is small; each shard has two in memory."""
@@ -178,7 +178,7 @@ def windows(entries: Sequence[Entry], limit: int = WINDOW_BYTES) -> Iterator[Seq
 
 def _listed_bytes(entries: Sequence[Entry]) -> int:
     """Bytes of these files; where a store tells no size, a megabyte is assumed."""
-    return sum(1 << 20 if entry.size == UNKNOWN_SIZE else entry.size for entry in entries)
+    return sum(entry.expected_bytes for entry in entries)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

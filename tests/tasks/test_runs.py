@@ -76,10 +76,13 @@ def test_starting_over_removes_state_and_model(tmp_path: Path) -> None:
     run = claim(str(tmp_path / "run"), make_dataset(str(tmp_path / "set")), CONFIG)
     run.start_over()
     run.write_state(b"state")
+    run.write_best(b"best")
     run.write_model(b"model")
     assert run.is_done()
+    assert run.find_best() == str(tmp_path / "run" / "best.safetensors")
     assert run.read_state() == b"state"
     run.start_over()
     assert not run.is_done()
     assert run.read_state() is None
+    assert run.find_best() is None
     assert stores.exists(str(tmp_path / "run" / "config.json"))

@@ -124,7 +124,7 @@ def assert_same_model(*paths: Path) -> None:
 
 def test_the_best_model_is_kept_beside_the_last(tmp_path: Path) -> None:
     """With a learning rate that spoils what it has learnt."""
-    config = settings(epochs=5, recipe="reference", learning_rate=0.3)
+    config = settings(epochs=5, recipe="reference", learning_rate=0.03)
     summary = train(dataset(tmp_path), str(tmp_path / "run"), config)
     rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     figures = [row["mean_iu"] for row in rows if "mean_iu" in row]

@@ -94,13 +94,16 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
     )
     state = tmp_path / "killed" / "state" / "state.safetensors"
     process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not state.exists():
-        assert process.poll() is None, "the training ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    deadline = time.monotonic() + 200
+    try:
+        while not state.exists():
+            assert process.poll() is None, "the training ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     assert not (tmp_path / "killed" / "model.safetensors").exists()
 
     train(url, str(tmp_path / "killed"), config)

@@ -88,12 +88,15 @@ def test_a_process_killed_while_it_uploads_leaves_the_earlier_state(s3: Any) -> 
     process = subprocess.Popen([sys.executable, "-c", code], env=os.environ)
     client, name = boto3.client("s3"), bucket.removeprefix("s3://")
     deadline = time.monotonic() + 200
-    while not client.list_multipart_uploads(Bucket=name).get("Uploads"):
-        assert process.poll() is None, "the upload ended before it could be interrupted"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    assert process.wait() < 0
+    try:
+        while not client.list_multipart_uploads(Bucket=name).get("Uploads"):
+            assert process.poll() is None, "the upload ended before it could be interrupted"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        status = process.wait()
+    assert status < 0
     assert run.read_state() == b"earlier"
 
 

@@ -1,6 +1,7 @@
-"""Which device a network runs on, and in which precision."""
+"""Which device a network runs on, in which precision, and whether to the same bits."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Annotated, Literal
 
 import torch
@@ -8,7 +9,7 @@ from pydantic import Field
 
 from fcn.errors import DeviceError
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 """Names of devices in settings: auto (a GPU where there is one), cpu, cuda, cuda:1, …"""
@@ -31,7 +32,9 @@ def find_device(device: str) -> torch.device:
     return found
 
 
-def resolve_precision(device: torch.device, precision: Precision) -> Literal["fp32", "bf16"]:
+def resolve_precision(
+    device: torch.device, precision: Precision
+) -> Literal["fp32", "bf16", "fp16"]:
     """What "auto" is on a device: bfloat16 on a GPU that has it, else float32."""
     if precision != "auto":
         return precision
@@ -40,6 +43,23 @@ def resolve_precision(device: torch.device, precision: Precision) -> Literal["fp
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """The context to run a network in."""
-    if resolve_precision(device, precision) == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return nullcontext()
+    resolved = resolve_precision(device, precision)
+    if resolved == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if resolved == "bf16" else torch.float16)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """A context in which PyTorch computes the same bits every time, or raises RuntimeError.
+
+    On a GPU the environment must hold ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` before the first
+    product of matrices.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)

@@ -15,25 +15,50 @@ def pixel_cross_entropy(
     *,
     ignore_index: int = IGNORE_INDEX,
     class_weights: Tensor | None = None,
+    total: float | None = None,
 ) -> Tensor:
     """Mean cross-entropy over the pixels whose label is not ``ignore_index``.
 
     With class weights, the mean is weighted by the weight of each pixel's class. A batch of
     ignored pixels only has loss 0 and gradient 0.
 
+    The losses of several batches, each divided by the `total_weight` of all of them, add up
+    to the loss of one large batch.
+
     Args:
         scores: ``N x C x H x W``; taken to float32, where half precision would overflow.
         labels: ``N x H x W`` integers, classes 0..C-1 or ``ignore_index``.
         ignore_index: Label of the pixels left out.
         class_weights: C floats.
+        total: What the sum over the pixels is divided by; None is `total_weight` of ``labels``.
     """
-    labels = labels.long()
-    total = functional.cross_entropy(
-        scores.float(), labels, weight=class_weights, ignore_index=ignore_index, reduction="sum"
+    if total is None:
+        total = total_weight(labels, ignore_index, class_weights)
+    # Summed here: on a GPU, cross_entropy's own sum adds in an order that varies.
+    losses = functional.cross_entropy(
+        scores.float(),
+        labels.long(),
+        weight=class_weights,
+        ignore_index=ignore_index,
+        reduction="none",
     )
+    return losses.sum() / max(total, torch.finfo(torch.float32).tiny)
+
+
+def total_weight(
+    labels: Tensor, ignore_index: int = IGNORE_INDEX, class_weights: Tensor | None = None
+) -> float:
+    """How many pixels a mean over ``labels`` runs over; with class weights, their weights' sum.
+
+    Args:
+        labels: Integers of any shape, classes 0..C-1 or ``ignore_index``.
+        ignore_index: Label of the pixels left out.
+        class_weights: C floats.
+    """
     counted = labels[labels != ignore_index]
-    weight = counted.numel() if class_weights is None else class_weights[counted].sum()
-    return total / max(float(weight), torch.finfo(torch.float32).tiny)
+    if class_weights is None:
+        return float(counted.numel())
+    return float(class_weights[counted.long()].sum())
 
 
 def median_frequency_weights(class_pixels: Sequence[int]) -> Tensor:

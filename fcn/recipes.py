@@ -1,7 +1,8 @@
 """Training settings, and the named recipes behind them."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self
 
 import torch
@@ -12,6 +13,12 @@ from fcn.device import Device, Precision
 from fcn.trunks import TRUNKS, Backbone
 
 Pixels = Annotated[int, Field(ge=1)]
+OptimizerName = Literal["sgd", "adamw"]
+RecipeName = Literal["modern", "reference", "reference_alexnet"]
+Schedule = Literal["poly", "cosine", "fixed"]
+
+POWER = 0.9
+"""Of the polynomial decay, as DeepLab has it (Chen et al., TPAMI 2018, section 4.1)."""
 
 
 class TrainConfig(BaseModel):
@@ -34,16 +41,58 @@ class TrainConfig(BaseModel):
         description='"imagenet" (downloads torchvision\'s weights), "none" (from scratch), or the '
         "URL of a coarser model of ours or of SqueezeNet's ImageNet weights (.npz).",
     )
-    recipe: Literal["modern", "reference"] = Field(
+    recipe: RecipeName = Field(
         "modern",
         description="modern: AdamW, warm-up, polynomial decay, augmentation. reference: the "
-        "authors' SGD with momentum 0.99 and a fixed learning rate, no augmentation.",
+        "authors' SGD with momentum 0.99 and a fixed learning rate, no augmentation; give it "
+        "batch_size 1. reference_alexnet: theirs for AlexNet, momentum 0.9; give it batch_size 1 "
+        "and accumulate 20.",
     )
     learning_rate: float | None = Field(
         None, gt=0, description="Peak learning rate; empty takes the recipe's."
     )
+    optimizer: OptimizerName | None = Field(
+        None,
+        description="Empty takes the recipe's; another one needs a learning_rate of its own.",
+    )
+    momentum: float | None = Field(
+        None, ge=0, lt=1, description="Momentum of SGD; empty takes the recipe's."
+    )
+    weight_decay: float | None = Field(
+        None,
+        ge=0,
+        description="Decay of weights, biases and normalisations have none; empty takes the "
+        "recipe's.",
+    )
+    schedule: Schedule | None = Field(
+        None,
+        description="How the learning rate falls, step by step: poly (power 0.9) and cosine to "
+        "nothing at the end, fixed not at all; empty takes the recipe's.",
+    )
+    warmup: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Share of the steps over which the learning rate rises; empty takes the "
+        "recipe's.",
+    )
     epochs: int = Field(30, ge=1, description="Passes over the training split.")
-    batch_size: int = Field(8, ge=1, description="Images, or crops, in one step.")
+    batch_size: int = Field(
+        8, ge=1, description="Images, or crops, that go through the network together."
+    )
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description="Batches in one step: their gradients make that of one large batch, a mean "
+        "over all its labelled pixels. Batch normalisation still sees each batch alone.",
+    )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of a moving average of the weights (0.999, say), which is then what "
+        "is evaluated and saved; empty keeps none.",
+    )
     crop_size: tuple[Pixels, Pixels] | None = Field(
         None,
         description="Height and width of random training crops, in pixels; empty trains on whole "
@@ -61,7 +110,20 @@ class TrainConfig(BaseModel):
     device: Device = Field(
         "auto", description='"auto" (GPU if there is one), "cpu", "cuda", "cuda:1".'
     )
-    precision: Precision = Field("auto", description="auto is bf16 on a GPU, fp32 on a CPU.")
+    precision: Precision = Field(
+        "auto",
+        description="auto is bf16 on a GPU, fp32 on a CPU. fp16 scales the loss, and skips the "
+        "steps whose gradient overflows all the same.",
+    )
+    compile: bool = Field(
+        False,
+        description="Train through torch.compile: minutes at the start, faster steps after. "
+        "Worth it with crops, which all have one size.",
+    )
+    deterministic: bool = Field(
+        False,
+        description="Have a GPU compute the same bits every time, more slowly. A CPU does anyway.",
+    )
     num_workers: int = Field(
         1, ge=0, description="Processes that decode and augment; 0 does it in the training process."
     )
@@ -79,6 +141,26 @@ class TrainConfig(BaseModel):
             raise ValueError(f"{self.backbone} has strides {strides}, not {self.stride}")
         return self
 
+    @model_validator(mode="after")
+    def _check_optimizer(self) -> Self:
+        recipe = RECIPES[self.recipe]
+        optimizer = self.optimizer or recipe.optimizer
+        if self.momentum is not None and optimizer != "sgd":
+            raise ValueError(f"momentum is SGD's; the optimizer is {optimizer}")
+        if optimizer != recipe.optimizer and self.learning_rate is None:
+            raise ValueError(
+                f"optimizer={optimizer} needs a learning_rate: that of recipe={self.recipe}, "
+                f"{recipe.learning_rate:g}, is {recipe.optimizer}'s"
+            )
+        return self
+
+    def effective_recipe(self) -> "Recipe":
+        """The named recipe, with what these settings put in the place of its own."""
+        names = ("learning_rate", "optimizer", "momentum", "weight_decay", "schedule", "warmup")
+        own = {name: getattr(self, name) for name in names}
+        changes = {name: value for name, value in own.items() if value is not None}
+        return replace(RECIPES[self.recipe], **changes)
+
     def decisive(self) -> dict[str, Any]:
         """The settings that decide the weights, as JSON: two runs that share them are the same.
 
@@ -94,42 +176,51 @@ class Recipe:
 
     Attributes:
         learning_rate: Peak learning rate of a mean loss.
+        momentum: Of SGD.
         pretrained_rate: Factor on the learning rate of transplanted layers.
-        stage_rate: Factor on the learning rate for each stage from a coarser FCN.
+        stage_rate: Factor on the learning rate for each stage finer than the coarsest.
         weight_decay: Of weights; biases and normalisations have none.
         bias_rate: Factor on the learning rate of biases.
         warmup: Share of the steps over which the learning rate rises.
-        power: Of the polynomial decay; 0 keeps the learning rate.
+        schedule: How the learning rate falls after that.
         augment: Vary scale, side and colours.
     """
 
-    optimizer: Literal["sgd", "adamw"]
+    optimizer: OptimizerName
+    momentum: float
     learning_rate: float
     pretrained_rate: float
     stage_rate: float
     weight_decay: float
     bias_rate: float
     warmup: float
-    power: float
+    schedule: Schedule
     augment: bool
 
     def rate(self, step: int, num_steps: int) -> float:
         """Factor on the learning rate at ``step`` of ``num_steps``, counted from 0."""
         warmup = max(1, round(self.warmup * num_steps))
         rise = min(1.0, (step + 1) / warmup) if self.warmup else 1.0
-        return float(rise * (1 - step / num_steps) ** self.power)
+        done = step / num_steps
+        fall = {
+            "poly": math.pow(1 - done, POWER),
+            "cosine": (1 + math.cos(math.pi * done)) / 2,
+            "fixed": 1.0,
+        }
+        return rise * fall[self.schedule]
 
 
 RECIPES: Mapping[str, Recipe] = {
     "modern": Recipe(
         optimizer="adamw",
+        momentum=0.9,
         learning_rate=1e-3,
         pretrained_rate=0.3,
         stage_rate=0.3,
         weight_decay=1e-2,
         bias_rate=1.0,
         warmup=0.03,
-        power=0.9,
+        schedule="poly",
         augment=True,
     ),
     # The release sums its loss over the pixels of one image: 1e-10, divided by 100 a stage.
@@ -137,19 +228,30 @@ RECIPES: Mapping[str, Recipe] = {
     # the release's 5e-4 over the 187,500 pixels.
     "reference": Recipe(
         optimizer="sgd",
+        momentum=0.99,
         learning_rate=1.9e-5,
         pretrained_rate=1.0,
         stage_rate=1e-2,
         weight_decay=2.7e-9,
         bias_rate=2.0,
         warmup=0.0,
-        power=0.0,
+        schedule="fixed",
+        augment=False,
+    ),
+    # Solver of the authors' voc-fcn-alexnet: a mean loss, 20 images accumulated.
+    "reference_alexnet": Recipe(
+        optimizer="sgd",
+        momentum=0.9,
+        learning_rate=1e-4,
+        pretrained_rate=1.0,
+        stage_rate=1e-2,
+        weight_decay=5e-4,
+        bias_rate=2.0,
+        warmup=0.0,
+        schedule="fixed",
         augment=False,
     ),
 }
-
-MOMENTUM = 0.99
-"""Momentum of the authors' released solvers."""
 
 
 def make_optimizer(
@@ -175,5 +277,5 @@ def make_optimizer(
         for (rate, decay), parameters in groups.items()
     ]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(settings, momentum=MOMENTUM)
+        return torch.optim.SGD(settings, momentum=recipe.momentum)
     return torch.optim.AdamW(settings)

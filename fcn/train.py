@@ -5,38 +5,54 @@ epoch), the augmentation of a sample from (seed, epoch, sample), dropout from (s
 A resumed run needs no random state to go on as if it had never stopped.
 """
 
+import copy
 import hashlib
 import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader, Dataset
 
 from fcn.augment import Augment
 from fcn.checkpoint import Model, check_fit, read_safetensors
-from fcn.device import autocast, find_device
-from fcn.errors import CheckpointError, TrainingError
+from fcn.classes import Classes
+from fcn.device import autocast, deterministic, find_device, resolve_precision
+from fcn.errors import CheckpointError, FcnError, LabelError, TrainingError
 from fcn.images import decode_image
-from fcn.loss import median_frequency_weights, pixel_cross_entropy
+from fcn.loss import median_frequency_weights, pixel_cross_entropy, total_weight
 from fcn.masks import decode_mask
-from fcn.recipes import RECIPES, TrainConfig, make_optimizer
+from fcn.metrics import check_classes
+from fcn.model import FCN
+from fcn.recipes import TrainConfig, make_optimizer
 from fcn.weights import Transplant
+
+MAX_SKIPS = 20
+"""Overflowing fp16 steps in a row before training is given up: each halves the loss scale,
+and from PyTorch's first one, 65,536, twenty halvings leave nothing to scale."""
 
 _ORDER, _SAMPLE, _DROPOUT = range(3)
 """What random numbers are drawn for; see `_mix`."""
 
 
-class Labelled(Protocol):
-    """An image and its label map, as bytes."""
+Batch = tuple[Tensor, Tensor]
+"""Images uint8 ``N x 3 x H x W`` and label maps ``N x H x W``; one of each without the N."""
 
+
+class Labelled(Protocol):
+    """An image and its label map, as bytes, and their name."""
+
+    @property
+    def key(self) -> str: ...  # noqa: D102
     @property
     def image(self) -> bytes: ...  # noqa: D102
     @property
@@ -57,12 +73,14 @@ class Step:
     Attributes:
         step: Number of the step, from 1.
         epoch: Passes over the samples completed after it.
-        loss: Mean cross-entropy of the batch.
+        loss: Mean cross-entropy over the step's labelled pixels; 0 if it has none.
         learning_rate: Peak group's rate in this step.
-        num_images: Images in the batch.
+        num_images: Images in the step.
         seconds: Time of the whole step.
-        waited: Part of it that the network waited for its batch.
+        waited: Part of it that the network waited for its batches.
         ends_epoch: The step is the last to begin in its epoch.
+        skipped: The step changed no weight: it has no labelled pixel, or its gradient
+            overflowed in fp16.
     """
 
     step: int
@@ -73,10 +91,15 @@ class Step:
     seconds: float
     waited: float
     ends_epoch: bool
+    skipped: bool
 
 
 class Trainer:
     """Trains a model on labelled samples.
+
+    A step takes ``config.accumulate`` batches of ``config.batch_size`` samples, fewer at the
+    very end. With ``config.ema_decay``, a second network follows the trained one as a moving
+    average of its weights and statistics; it is the one to evaluate and to save.
 
     Args:
         model: The model; its network is changed in place.
@@ -85,6 +108,12 @@ class Trainer:
         class_pixels: Pixels of each class in the samples, for class weights.
         transplant: Where the first weights came from, which decides their learning rates.
         state: Bytes of an earlier `state` of the same training, to go on from there.
+
+    Attributes:
+        model: The model to evaluate and to save.
+        net: The network that is trained: that of ``model``, or the one that it averages.
+        step: Steps done.
+        num_steps: Steps of the whole training.
 
     Raises:
         CheckpointError: ``state`` is of another training.
@@ -104,24 +133,32 @@ class Trainer:
     ) -> None:
         if not len(samples):
             raise ValueError("the training split has no sample")
-        self.model, self.config, self._transplant = model, config, transplant
-        self.recipe = RECIPES[config.recipe]
+        self.config, self._transplant = config, transplant
+        self.recipe = config.effective_recipe()
         self.device = find_device(config.device)
         self.num_samples = len(samples)
-        self.num_steps = -(-config.epochs * self.num_samples // config.batch_size)
+        self._samples_per_step = config.batch_size * config.accumulate
+        self.num_steps = -(-config.epochs * self.num_samples // self._samples_per_step)
         self.step = 0
-        self._samples = TrainingSamples(samples, config, model.classes.ignore_index)
+        self._skips = 0
+        self._samples = TrainingSamples(samples, config, model.classes)
         self._digest = training_digest(model, config, self.num_samples)
 
         self.net = model.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        rate = config.learning_rate or self.recipe.learning_rate
+        self.model = replace(model, net=copy.deepcopy(self.net)) if config.ema_decay else model
+        self._forward = torch.compile(self.net) if config.compile else self.net
+        rate = self.recipe.learning_rate
         if config.learning_rate is None:
-            rate *= self.recipe.stage_rate ** num_stages(model.net.stride, transplant.from_stride)
+            net = model.net
+            stages = num_stages(net.stride, transplant.from_stride, net.coarsest)
+            rate *= self.recipe.stage_rate**stages
         self._learning_rate = rate
         # One rate throughout once an FCN is refined: its layers belong together.
         slow = frozenset(transplant.copied) if transplant.from_stride is None else frozenset()
         self._optimizer = make_optimizer(self.net, self.recipe, rate, slow)
         self._peaks = [float(group["lr"]) for group in self._optimizer.param_groups]
+        fp16 = resolve_precision(self.device, config.precision) == "fp16"
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
         self._weights: Tensor | None = None
         if config.class_weights == "median_frequency":
             self._weights = median_frequency_weights(class_pixels).to(self.device)
@@ -134,18 +171,24 @@ class Trainer:
         Between two steps the trainer rests: `state` may be taken and the model used.
 
         Raises:
-            TrainingError: The loss is not finite.
+            ImageError: A sample whose image or label map cannot be decoded; says which.
+            LabelError: A label map of another size than its image, or with a value that is
+                neither a class nor ``ignore_index``; says of which sample.
+            TrainingError: The loss or its gradient is not finite, or every one of `MAX_SKIPS`
+                steps in a row overflowed in fp16. No weight holds anything of such a step.
         """
         batches = iter(self._loader())
+        reproducible = deterministic if self.config.deterministic else nullcontext
         while self.step < self.num_steps:
             start = time.perf_counter()
-            images, labels = next(batches)
+            group = [_unless_error(b) for b in itertools.islice(batches, self.config.accumulate)]
             waited = time.perf_counter() - start
             factor = self.recipe.rate(self.step, self.num_steps)
-            loss = self._update(images, labels, factor)
-            before = self.step * self.config.batch_size // self.num_samples
+            with reproducible():
+                loss, skipped = self._update(group, factor)
+            before = self.step * self._samples_per_step // self.num_samples
             self.step += 1
-            seen = min(self.step * self.config.batch_size, self.config.epochs * self.num_samples)
+            seen = min(self.step * self._samples_per_step, self.config.epochs * self.num_samples)
             epoch = seen // self.num_samples
             seconds = time.perf_counter() - start
             yield Step(
@@ -153,21 +196,37 @@ class Trainer:
                 epoch=epoch,
                 loss=loss,
                 learning_rate=self._learning_rate * factor,
-                num_images=len(images),
+                num_images=sum(len(images) for images, _ in group),
                 seconds=seconds,
                 waited=waited,
                 ends_epoch=epoch > before,
+                skipped=skipped,
             )
 
     def state(self) -> bytes:
-        """All that going on needs, as the bytes of a safetensors file."""
+        """All that going on needs, as the bytes of a safetensors file.
+
+        Raises:
+            TrainingError: A weight is not finite. So every state that exists is usable.
+        """
         tensors = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
+        wrong = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+        if wrong:
+            raise TrainingError(
+                f"{len(wrong)} of {len(tensors)} weights are not finite after step {self.step}, "
+                f"first {wrong[0].removeprefix('net.')}; {self._advice(self._learning_rate)}"
+            )
+        if self.config.ema_decay:
+            average = self.model.net.state_dict()
+            tensors |= {f"average.{name}": tensor for name, tensor in average.items()}
         for name, parameter in self.net.named_parameters():
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         metadata = {
             "step": str(self.step),
+            "skips": str(self._skips),
+            "scaler": json.dumps(self._scaler.state_dict()),
             "training": self._digest,
             "transplant": self._transplant.model_dump_json(),
         }
@@ -180,44 +239,92 @@ class Trainer:
                 "the state is of another training: the configuration, the classes or the number "
                 "of samples differ"
             )
-        weights = {n.removeprefix("net."): t for n, t in tensors.items() if n.startswith("net.")}
-        check_fit(self.net, weights)
-        self.net.load_state_dict(weights)
+        for net, prefix in self._nets():
+            weights = _below(prefix, tensors)
+            check_fit(net, weights)
+            net.load_state_dict(weights)
         for name, parameter in self.net.named_parameters():
-            prefix = f"optimizer.{name}."
-            self._optimizer.state[parameter] = {
-                key.removeprefix(prefix): _beside(value, parameter)
-                for key, value in tensors.items()
-                if key.startswith(prefix)
-            }
-        self.step = int(metadata["step"])
+            if values := _below(f"optimizer.{name}.", tensors):
+                self._optimizer.state[parameter] = {
+                    key: _beside(value, parameter) for key, value in values.items()
+                }
+        self.step, self._skips = int(metadata["step"]), int(metadata["skips"])
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(json.loads(metadata["scaler"]))
 
-    def _update(self, images: Tensor, labels: Tensor, factor: float) -> float:
-        """One step of the optimizer; the loss before it."""
+    def _update(self, batches: Sequence[Batch], factor: float) -> tuple[float, bool]:
+        """One step of the optimizer: the loss before it, and whether it was skipped."""
         torch.manual_seed(_mix(_DROPOUT, self.config.seed, self.step))
         self.net.train()
-        pixels = images.to(self.device, non_blocking=True)
-        inputs = self.model.input.normalise(pixels).contiguous(memory_format=torch.channels_last)
-        with autocast(self.device, self.config.precision):
-            scores = self.net(inputs)
-        loss = pixel_cross_entropy(
-            scores,
-            labels.to(self.device, non_blocking=True),
-            ignore_index=self.model.classes.ignore_index,
-            class_weights=self._weights,
-        )
-        value = float(loss.detach())
-        if not np.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} at step {self.step + 1}; the last saved state is usable. "
-                f"Try a learning rate below {self._learning_rate * factor:g}"
-            )
+        ignore_index = self.model.classes.ignore_index
+        labels = [label.to(self.device, non_blocking=True) for _, label in batches]
+        total = sum(total_weight(label, ignore_index, self._weights) for label in labels)
+        if not total:
+            return 0.0, True
+        rate = self._learning_rate * factor
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * factor
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-        return value
+        losses = [
+            self._backward(images, label, total)
+            for (images, _), label in zip(batches, labels, strict=True)
+        ]
+        loss = float(torch.stack(losses).sum())
+        if not np.isfinite(loss):
+            raise TrainingError(f"the loss is {loss} at step {self.step + 1}; {self._advice(rate)}")
+        return loss, not self._apply(rate)
+
+    def _backward(self, images: Tensor, labels: Tensor, total: float) -> Tensor:
+        """Add one batch's gradient; its part of the step's loss."""
+        pixels = images.to(self.device, non_blocking=True)
+        inputs = self.model.input.normalise(pixels).contiguous(memory_format=torch.channels_last)
+        with autocast(self.device, self.config.precision):
+            scores = self._forward(inputs)
+        loss = pixel_cross_entropy(
+            scores,
+            labels,
+            ignore_index=self.model.classes.ignore_index,
+            class_weights=self._weights,
+            total=total,
+        )
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _apply(self, rate: float) -> bool:
+        """Change the weights by the gradient, unless it overflowed in fp16; whether it was so."""
+        self._scaler.unscale_(self._optimizer)
+        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
+        finite = bool(get_total_norm(gradients, norm_type=torch.inf).isfinite())
+        if not finite and not self._scaler.is_enabled():
+            raise TrainingError(
+                f"the gradient is not finite at step {self.step + 1}; {self._advice(rate)}"
+            )
+        self._scaler.step(self._optimizer)  # skips a gradient that is not finite
+        self._scaler.update()  # and halves the scale then
+        self._skips = 0 if finite else self._skips + 1
+        if self._skips == MAX_SKIPS:
+            raise TrainingError(
+                f"fp16 overflowed in {MAX_SKIPS} steps in a row, the last one {self.step + 1}; "
+                f"{self._advice(rate)}"
+            )
+        if finite and self.config.ema_decay:
+            # Few steps average little: the first weights would stay for 1 / (1 - decay) steps.
+            decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+            move_average(self.model.net, self.net, decay)
+        return finite
+
+    def _advice(self, rate: float) -> str:
+        precision = resolve_precision(self.device, self.config.precision)
+        other = "" if precision == "fp32" else f", or another precision than {precision}"
+        return (
+            "what was saved before is usable. Try, in another run, a learning rate below "
+            f"{rate:g}{other}"
+        )
+
+    def _nets(self) -> list[tuple[FCN, str]]:
+        """The networks of a state, and what the names of their weights begin with there."""
+        average = [(self.model.net, "average.")] if self.config.ema_decay else []
+        return [(self.net, "net."), *average]
 
     def _loader(self) -> DataLoader[Any]:
         return DataLoader(
@@ -231,8 +338,8 @@ class Trainer:
 
     def batches(self) -> Iterator[list[tuple[int, int]]]:
         """(epoch, sample) of each batch from this step on; epochs follow without a seam."""
-        size, total = self.config.batch_size, self.config.epochs * self.num_samples
-        stream = itertools.islice(self._stream(), self.step * size, total)
+        size, start = self.config.batch_size, self.step * self._samples_per_step
+        stream = itertools.islice(self._stream(), start, None)
         while batch := list(itertools.islice(stream, size)):
             yield batch
 
@@ -243,26 +350,50 @@ class Trainer:
             yield from ((epoch, sample) for sample in order)
 
 
-class TrainingSamples(Dataset[tuple[Tensor, Tensor]]):
-    """Decoded and augmented samples, by (epoch, sample)."""
+class TrainingSamples(Dataset[Batch | FcnError]):
+    """Decoded and augmented samples, by (epoch, sample).
 
-    def __init__(self, samples: LabelledSamples, config: TrainConfig, ignore_index: int) -> None:
+    What is wrong with a sample comes back as a value: raised in a worker, a `DataLoader` would
+    wrap it into that process's traceback.
+    """
+
+    def __init__(self, samples: LabelledSamples, config: TrainConfig, classes: Classes) -> None:
         self.samples = samples
         self.seed = config.seed
-        self.ignore_index = ignore_index
-        self.augment = Augment(config.crop_size, ignore_index, vary=RECIPES[config.recipe].augment)
+        self.num_classes, self.ignore_index = len(classes), classes.ignore_index
+        small = max(self.num_classes - 1, self.ignore_index) < 256 and self.ignore_index >= 0
+        self.dtype = np.uint8 if small else np.int32  # eight times less than int64 to hand over
+        vary = config.effective_recipe().augment
+        self.augment = Augment(config.crop_size, self.ignore_index, vary=vary)
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """uint8 image ``3 x H x W`` and integer label map ``H x W``."""
+    def __getitem__(self, place: tuple[int, int]) -> Batch | FcnError:
+        """uint8 image ``3 x H x W`` and integer label map ``H x W``, or what is wrong there."""
         epoch, index = place
         sample = self.samples[index]
-        image = torch.from_numpy(decode_image(sample.image).pixels).permute(2, 0, 1)
-        label = torch.from_numpy(decode_mask(sample.label).astype(np.int64))
+        try:
+            image, label = self._decode(sample)
+        except FcnError as error:
+            return type(error)(f"training sample {sample.key}: {error}")
         generator = torch.Generator().manual_seed(_mix(_SAMPLE, self.seed, epoch, index))
         return self.augment(image, label, generator)
 
-    def collate(self, batch: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    def _decode(self, sample: Labelled) -> Batch:
+        image, label = decode_image(sample.image).pixels, decode_mask(sample.label)
+        if image.shape[:2] != label.shape:
+            raise LabelError(f"label map is {label.shape}, its image {image.shape[:2]}")
+        check_classes("label", label[label != self.ignore_index], self.num_classes)
+        return (
+            torch.from_numpy(image).permute(2, 0, 1),
+            torch.from_numpy(label.astype(self.dtype)),
+        )
+
+    def collate(self, samples: list[Batch | FcnError]) -> Batch | FcnError:
         """One batch, padded to its largest height and width: images with 0, labels ignored."""
+        batch = []
+        for sample in samples:
+            if isinstance(sample, FcnError):
+                return sample
+            batch.append(sample)
         height = max(label.shape[0] for _, label in batch)
         width = max(label.shape[1] for _, label in batch)
         paddings = [(0, width - y.shape[1], 0, height - y.shape[0]) for _, y in batch]
@@ -287,11 +418,42 @@ def transplant_of(state: bytes) -> Transplant:
         raise CheckpointError(f"not the state of a training: {error}") from error
 
 
-def num_stages(stride: int, from_stride: int | None) -> int:
-    """Stages of the paper's staged training between two strides: 32s to 8s is two."""
+def num_stages(stride: int, from_stride: int | None, coarsest: int) -> int:
+    """How many stages of the paper's staged training end at ``stride``: 8s is two after 32s.
+
+    Refined from 16s or straight from 32s, an 8s has the learning rate of its own place: that of
+    the release is 1e-10, 1e-12, 1e-14 for 32s, 16s, 8s.
+
+    Args:
+        stride: Of the network to be trained.
+        from_stride: Of the FCN that its weights come from; no coarser one makes no stage.
+        coarsest: Stride of the trunk's last map, where the first stage stands.
+    """
     if from_stride is None or from_stride <= stride:
         return 0
-    return (from_stride // stride).bit_length() - 1
+    return (coarsest // stride).bit_length() - 1
+
+
+@torch.no_grad()
+def move_average(average: nn.Module, net: nn.Module, decay: float) -> None:
+    """Move a network's weights and statistics to ``decay * average + (1 - decay) * net``."""
+    values = net.state_dict()
+    for name, mean in average.state_dict().items():
+        if mean.is_floating_point():
+            mean.lerp_(values[name], 1 - decay)
+        else:
+            mean.copy_(values[name])  # how many batches a normalisation has seen
+
+
+def _unless_error(batch: Batch | FcnError) -> Batch:
+    if isinstance(batch, FcnError):
+        raise batch
+    return batch
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, without it."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def training_digest(model: Model, config: TrainConfig, num_samples: int) -> str:

@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
     from pydantic.fields import FieldInfo
 
-VERBS = ("ingest", "train", "evaluate", "predict", "verify", "compact", "browse", "pipeline")
+VERBS = (
+    *("ingest", "train", "train_staged", "evaluate"),
+    *("predict", "verify", "compact", "browse", "pipeline"),
+)
 
 # For the embedded server, wherever the command is typed; in the root of the checkout Prefect
 # finds the same in pyproject.toml. Two busy cores need more than the 20 s it waits by itself.
@@ -45,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
             print(overview())
             return 0
         verb, *options = arguments
-        return run_flow(_flow(verb), options)
+        return run_flow(_flow(verb.replace("-", "_")), options)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def overview() -> str:
     """What stands on the screen when no verb is given."""
-    verbs = "\n".join(f"  {verb:<10}{_summary(verb)}" for verb in VERBS)
+    verbs = "\n".join(f"  {verb:<14}{_summary(verb)}" for verb in VERBS)
     return (
         "usage: python -m flows VERB [--parameter value ...]\n\n"
         f"verbs:\n{verbs}\n\n"

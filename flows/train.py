@@ -23,7 +23,8 @@ def train(
 
     Args:
         dataset_url: A dataset that ingest made.
-        run_url: Where the run is kept: model.safetensors, metrics.jsonl, report.html, state/.
+        run_url: Where the run is kept: model.safetensors (after the last step),
+            best.safetensors (the best on val), metrics.jsonl, report.html, state/.
         config: Network, first weights, recipe, crops.
 
     Returns:
@@ -33,7 +34,8 @@ def train(
         DatasetError: no dataset at dataset_url.
         RunError: another configuration is at run_url.
         CheckpointError: init names weights that do not fit.
-        TrainingError: the loss is not finite.
+        ImageError, LabelError: a training sample that cannot be used, by its key.
+        TrainingError: the loss or its gradient is not finite.
         StoreError: something cannot be read or written.
     """
     info = read_info(dataset_url)
@@ -44,6 +46,7 @@ def train(
     summary = report_evaluation(evaluation, info, run_url, run.read_metrics())
     return TrainSummary(
         model_url=model_url,
+        best_url=run.find_best(),
         report_url=summary.report_url,
         split=summary.split,
         mean_iu=summary.mean_iu,

@@ -5,7 +5,8 @@
     config.json         settings and dataset digest, written first: whose run this is
     state/state.safetensors   what resuming needs
     metrics.jsonl       a line per logging interval and per evaluation
-    model.safetensors   written last: the run is done
+    best.safetensors    the model with the highest mean IU on val so far
+    model.safetensors   the model after the last step, written last: the run is done
 """
 
 import json
@@ -16,6 +17,7 @@ from fcn.recipes import TrainConfig
 from tasks import stores
 from tasks.dataset import DatasetInfo
 
+BEST_NAME = "best.safetensors"
 CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.jsonl"
 MODEL_NAME = "model.safetensors"
@@ -44,12 +46,21 @@ class Run:
         return stores.join(self.url, MODEL_NAME)
 
     @property
+    def best_url(self) -> str:
+        """The best model so far; there is none without a val split."""
+        return stores.join(self.url, BEST_NAME)
+
+    @property
     def _state_url(self) -> str:
         return stores.join(self.url, STATE_NAME)
 
     def is_done(self) -> bool:
         """Whether the model is there."""
         return stores.exists(self.model_url)
+
+    def find_best(self) -> str | None:
+        """URL of the best model, None if there is none."""
+        return self.best_url if stores.exists(self.best_url) else None
 
     def read_state(self) -> bytes | None:
         """What an earlier process left to go on from."""
@@ -71,13 +82,17 @@ class Run:
         """Replace the state; an interrupted write leaves the earlier one."""
         stores.write_bytes(self._state_url, state)
 
+    def write_best(self, model: bytes) -> None:
+        """Replace the best model; an interrupted write leaves the earlier one."""
+        stores.write_bytes(self.best_url, model)
+
     def write_model(self, model: bytes) -> None:
         """Write the model, which says that the run is done."""
         stores.write_bytes(self.model_url, model)
 
     def start_over(self) -> None:
-        """Remove model and state of an earlier training."""
-        for url in (self.model_url, self._state_url):
+        """Remove models and state of an earlier training."""
+        for url in (self.model_url, self.best_url, self._state_url):
             if stores.exists(url):
                 stores.remove(url)
 

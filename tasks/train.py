@@ -1,6 +1,9 @@
 """The tasks of a training: claim the run, train, and write what is left of it."""
 
+import math
+import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +51,8 @@ def train_network(info: DatasetInfo, run: Run, config: TrainConfig) -> str:
         URL of the trained model.
     """
     logger = get_run_logger()
+    if config.deterministic:  # cuBLAS reads it once, before its first product
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if run.is_done():
         logger.info("nothing to do: %s is trained already", stores.redact(run.model_url))
         return run.model_url
@@ -94,6 +99,7 @@ class _Recorder:
         self.logger = get_run_logger()
         # Lines beyond the state are of steps that a killed process did in vain.
         self.rows = [row for row in run.read_metrics() if row["step"] <= trainer.step]
+        self.best = best_mean_iu(self.rows)
         self.interval = max(1, trainer.num_steps // NUM_ROWS)
         self.recent: list[Step] = []
         self.val = open_split(info, "val") if "val" in info.splits else None
@@ -103,8 +109,8 @@ class _Recorder:
     def record(self) -> None:
         """Train to the end."""
         trainer = self.trainer
-        done = trainer.step * self.config.batch_size
         total = self.config.epochs * trainer.num_samples
+        done = min(total, trainer.step * self.config.batch_size * self.config.accumulate)
         with Progress("train-progress", total=total, done=done, description="Training") as progress:
             for step in trainer.run():
                 self.recent.append(step)
@@ -115,26 +121,33 @@ class _Recorder:
                 elif time.monotonic() - self.saved > STATE_SECONDS:
                     self._save()
         self.run.write_metrics(self.rows)
-        self.run.write_model(to_bytes(self._finished()))
+        evaluations = [row for row in self.rows if "mean_iu" in row]
+        self.run.write_model(self._model_bytes(evaluations[-1] if evaluations else None))
 
     def _log(self, step: Step) -> None:
         last = step.step == self.trainer.num_steps
         if step.step % self.interval and not last:
             return
-        row = summary(self.recent)
-        self.recent.clear()
+        steps, self.recent = self.recent, []
+        row = summary(steps)
         self.rows.append(row)
         if time.monotonic() - self.logged < LOG_SECONDS and not last:
             return
         self.logged = time.monotonic()
+        if row["skipped"]:
+            self.logger.warning(
+                "%d of the last %d steps were skipped: no labelled pixel, or fp16 overflowed",
+                row["skipped"],
+                len(steps),
+            )
         self.logger.info(
-            "epoch %d of %d, step %s of %s: loss %.4f, learning rate %.2e, %.1f images/s, "
+            "epoch %d of %d, step %s of %s: loss %s, learning rate %.2e, %.1f images/s, "
             "waited %.0f %%",
             row["epoch"],
             self.config.epochs,
             f"{step.step:,}",
             f"{self.trainer.num_steps:,}",
-            row["loss"],
+            "-" if row["loss"] is None else f"{row['loss']:.4f}",
             row["learning_rate"],
             row["images_per_second"],
             100 * row["waited"],
@@ -145,18 +158,20 @@ class _Recorder:
         return last or (step.ends_epoch and step.epoch % self.config.evaluate_every == 0)
 
     def _evaluate(self, step: Step) -> None:
+        row = None
         if self.val is not None:
             start = time.monotonic()
-            self.rows.append(evaluation_row(step, self._scores(self.val)))
+            row = evaluation_row(step, self._scores(self.val))
+            self.rows.append(row)
             self.logger.info(
                 "epoch %d: mean IU %.2f %%, pixel accuracy %.2f %% on %d val images in %.0f s",
                 step.epoch,
-                100 * self.rows[-1]["mean_iu"],
-                100 * self.rows[-1]["pixel_accuracy"],
+                100 * row["mean_iu"],
+                100 * row["pixel_accuracy"],
                 len(self.val),
                 time.monotonic() - start,
             )
-        self._save()
+        self._save(row)
 
     def _scores(self, samples: Samples) -> Scores:
         config = self.config
@@ -164,30 +179,48 @@ class _Recorder:
         scored = score_samples(predictor, samples)
         return Scores(np.sum([sample.confusion for sample in scored], axis=0))
 
-    def _save(self) -> None:
-        """Metrics first: what they hold beyond the state is dropped by whoever resumes."""
+    def _save(self, evaluation: Row | None = None) -> None:
+        """Metrics and the best model first: whoever resumes from the state before does them anew.
+
+        Were the state first, a process killed between the two would leave it without them.
+        """
+        state = self.trainer.state()
         self.run.write_metrics(self.rows)
-        self.run.write_state(self.trainer.state())
+        if evaluation is not None and evaluation["mean_iu"] > self.best:
+            self.best = evaluation["mean_iu"]
+            self.run.write_best(self._model_bytes(evaluation))
+        self.run.write_state(state)
         self.saved = time.monotonic()
 
-    def _finished(self) -> Model:
-        evaluations = [row for row in self.rows if "mean_iu" in row]
+    def _model_bytes(self, evaluation: Row | None) -> bytes:
+        """The model as it is now, with its figures on val."""
         self.trainer.model.facts.update(
             dataset={"digest": self.info.digest, "source": self.info.source},
             config=self.config.model_dump(mode="json") | {"init": stores.redact(self.config.init)},
-            scores={"split": "val", **evaluations[-1]} if evaluations else {},
+            scores={"split": "val", **evaluation} if evaluation else {},
         )
-        return self.trainer.model
+        return to_bytes(self.trainer.model)
+
+
+def best_mean_iu(rows: Sequence[Row]) -> float:
+    """The highest mean IU of the evaluations among rows of metrics.jsonl; -inf for none."""
+    values = [row["mean_iu"] for row in rows if "mean_iu" in row]
+    return max((value for value in values if not math.isnan(value)), default=-math.inf)
 
 
 def summary(steps: list[Step]) -> Row:
-    """The line of metrics.jsonl for a few steps: means, and rates over their whole time."""
+    """The line of metrics.jsonl for a few steps: means, and rates over their whole time.
+
+    The loss is that of the steps that changed the weights, None if there is none.
+    """
     seconds = sum(step.seconds for step in steps)
     images = sum(step.num_images for step in steps)
+    losses = [step.loss for step in steps if not step.skipped]
     return {
         "step": steps[-1].step,
         "epoch": steps[-1].epoch,
-        "loss": float(np.mean([step.loss for step in steps])),
+        "loss": float(np.mean(losses)) if losses else None,
+        "skipped": len(steps) - len(losses),
         "learning_rate": steps[-1].learning_rate,
         "images_per_second": images / seconds,
         "waited": sum(step.waited for step in steps) / seconds,
@@ -212,14 +245,17 @@ class TrainSummary:
     """What a training run left.
 
     Attributes:
-        model_url: The model.
+        model_url: The model after the last step.
+        best_url: The model of the evaluation with the highest mean IU on val; None without a
+            val split. Its figures there flatter it: val chose it.
         report_url: The report, an HTML page.
-        split: The split that the figures are of.
+        split: The split that the figures of the last model are of.
         mean_iu: Over the classes that occur.
         pixel_accuracy: Share of the right pixels.
     """
 
     model_url: str
+    best_url: str | None
     report_url: str
     split: str
     mean_iu: float

@@ -15,6 +15,7 @@ CLASSES = Classes.named(("ground", "square"))
 class Pair:
     image: bytes
     label: bytes
+    key: str = "pair"
 
 
 def squares(count: int, size: tuple[int, int] = (40, 48), seed: int = 0) -> list[Pair]:

@@ -227,6 +227,12 @@ def test_the_overview_names_every_verb(capsys):
         assert f"  {verb} " in page
 
 
+@pytest.mark.parametrize("verb", ["train_staged", "train-staged"])
+def test_a_verb_of_two_words_has_a_hyphen_or_an_underscore(verb, capsys):
+    assert main([verb, "--help"]) == 0
+    assert "Train FCN-32s, then 16s from it" in capsys.readouterr().out
+
+
 def test_an_unknown_verb_is_a_bad_argument(capsys):
     assert main(["pridict"]) == 2
     message = capsys.readouterr().err

@@ -14,14 +14,15 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterType
 
 import fcn
-from fcn.checkpoint import to_bytes
 from fcn.errors import CheckpointError
 from fcn.input import TORCHVISION
 from fcn.recipes import TrainConfig
 from flows.evaluate import evaluate
 from flows.train import train
+from flows.train_staged import train_staged
 from tasks.dataset import DatasetError
 from tasks.runs import RunError
+from tasks.stages import plan_stages
 from tasks.stores import StoreError
 from tests.tasks.labelled import make_dataset
 
@@ -84,7 +85,7 @@ def test_another_configuration_at_the_same_run_url_is_refused(tmp_path: Path) ->
 def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
     """A real process, killed with SIGKILL after its first state was saved."""
     url = dataset(tmp_path)
-    config = settings(epochs=8)
+    config = settings(epochs=8, batch_size=2, accumulate=2, ema_decay=0.9)
     train(url, str(tmp_path / "whole"), config)
     script = (
         "from flows.train import train, TrainConfig\n"
@@ -93,28 +94,75 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
     )
     state = tmp_path / "killed" / "state" / "state.safetensors"
     process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not state.exists():
-        assert process.poll() is None, "the training ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    deadline = time.monotonic() + 200
+    try:
+        while not state.exists():
+            assert process.poll() is None, "the training ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     assert not (tmp_path / "killed" / "model.safetensors").exists()
 
     train(url, str(tmp_path / "killed"), config)
-    whole, killed = (
-        fcn.load(tmp_path / name / "model.safetensors") for name in ("whole", "killed")
-    )
-    assert to_bytes(fcn.Model(whole.net, whole.classes, whole.input)) == to_bytes(
-        fcn.Model(killed.net, killed.classes, killed.input)
-    )
+    for name in ("model.safetensors", "best.safetensors"):
+        assert_same_model(tmp_path / "whole" / name, tmp_path / "killed" / name)
     steps = [
         json.loads(line).get("step")
         for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
         if "loss" in line
     ]
     assert steps == list(range(1, 17))
+
+
+def assert_same_model(*paths: Path) -> None:
+    left, right = map(fcn.load, paths)
+    assert left.facts["scores"] == right.facts["scores"]
+    tensors, others = left.net.state_dict(), right.net.state_dict()
+    assert tensors.keys() == others.keys()
+    assert all(tensors[name].equal(others[name]) for name in tensors)
+
+
+def test_the_best_model_is_kept_beside_the_last(tmp_path: Path) -> None:
+    """With a learning rate that spoils what it has learnt."""
+    config = settings(epochs=5, recipe="reference", learning_rate=0.03)
+    summary = train(dataset(tmp_path), str(tmp_path / "run"), config)
+    rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    figures = [row["mean_iu"] for row in rows if "mean_iu" in row]
+    best = fcn.load(tmp_path / "run" / "best.safetensors")
+    last = fcn.load(tmp_path / "run" / "model.safetensors")
+    assert summary.best_url == str(tmp_path / "run" / "best.safetensors")
+    assert best.facts["scores"]["mean_iu"] == max(figures)
+    assert best.facts["scores"]["epoch"] == 1 + figures.index(max(figures))
+    assert last.facts["scores"]["mean_iu"] == figures[-1] == summary.mean_iu
+
+
+def test_stages_follow_one_another_and_are_resumed_where_they_stopped(tmp_path: Path) -> None:
+    url = dataset(tmp_path)
+    config = settings(epochs=1)
+    summaries = train_staged(url, str(tmp_path / "whole"), config)
+    assert list(summaries) == ["16s", "8s"]
+    assert summaries["8s"].model_url == str(tmp_path / "whole" / "8s" / "model.safetensors")
+    peaks = [
+        json.loads((tmp_path / "whole" / name / "metrics.jsonl").read_text().splitlines()[0])
+        for name in summaries
+    ]
+    ratio = peaks[1]["learning_rate"] / peaks[0]["learning_rate"]
+    assert ratio == pytest.approx(0.3)
+
+    (first, _) = plan_stages(str(tmp_path / "stopped"), config)
+    train(url, first.run_url, first.config)
+    model = tmp_path / "stopped" / "16s" / "model.safetensors"
+    before = model.stat().st_mtime_ns
+    train_staged(url, str(tmp_path / "stopped"), config)
+    assert model.stat().st_mtime_ns == before
+    for name in ("16s", "8s"):
+        assert_same_model(
+            tmp_path / "whole" / name / "model.safetensors",
+            tmp_path / "stopped" / name / "model.safetensors",
+        )
 
 
 def test_training_and_evaluation_on_s3(s3: Any) -> None:

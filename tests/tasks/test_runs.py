@@ -1,11 +1,16 @@
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fcn.recipes import TrainConfig
 from tasks import stores
-from tasks.runs import RunError, claim
+from tasks.runs import Run, RunError, claim
 from tasks.stores import StoreError
 from tests.tasks.labelled import make_dataset
 
@@ -72,14 +77,40 @@ def test_metrics_are_lines_of_json(tmp_path: Path) -> None:
     assert [json.loads(line) for line in lines] == rows
 
 
+def test_a_process_killed_while_it_uploads_leaves_the_earlier_state(s3: Any) -> None:
+    """A state of 120 MB goes to S3 in parts; only the last call makes it an object."""
+    import boto3
+
+    bucket = s3.new_bucket()
+    run = Run(f"{bucket}/run")
+    run.write_state(b"earlier")
+    code = f"from tasks.runs import Run; Run({run.url!r}).write_state(bytes(120_000_000))"
+    process = subprocess.Popen([sys.executable, "-c", code], env=os.environ)
+    client, name = boto3.client("s3"), bucket.removeprefix("s3://")
+    deadline = time.monotonic() + 200
+    try:
+        while not client.list_multipart_uploads(Bucket=name).get("Uploads"):
+            assert process.poll() is None, "the upload ended before it could be interrupted"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        status = process.wait()
+    assert status < 0
+    assert run.read_state() == b"earlier"
+
+
 def test_starting_over_removes_state_and_model(tmp_path: Path) -> None:
     run = claim(str(tmp_path / "run"), make_dataset(str(tmp_path / "set")), CONFIG)
     run.start_over()
     run.write_state(b"state")
+    run.write_best(b"best")
     run.write_model(b"model")
     assert run.is_done()
+    assert run.find_best() == str(tmp_path / "run" / "best.safetensors")
     assert run.read_state() == b"state"
     run.start_over()
     assert not run.is_done()
     assert run.read_state() is None
+    assert run.find_best() is None
     assert stores.exists(str(tmp_path / "run" / "config.json"))

@@ -1,0 +1,75 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from fcn.recipes import RECIPES, TrainConfig, make_optimizer
+
+
+def test_reference_recipe_doubles_the_rate_of_biases_and_spares_them_decay() -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1))
+    optimizer = make_optimizer(net, RECIPES["reference"], 1.0, frozenset())
+    by_size = {group["params"][0].ndim: group for group in optimizer.param_groups}
+    assert (by_size[4]["lr"], by_size[4]["weight_decay"]) == (1.0, 2.7e-9)
+    assert (by_size[1]["lr"], by_size[1]["weight_decay"]) == (2.0, 0.0)
+    assert {group["momentum"] for group in optimizer.param_groups} == {0.99}
+
+
+def test_modern_recipe_warms_up_and_decays_to_nothing() -> None:
+    rates = [RECIPES["modern"].rate(step, 100) for step in range(100)]
+    assert rates.index(max(rates)) == 2
+    assert 0 < rates[-1] < 0.02
+    assert {RECIPES["reference"].rate(step, 100) for step in range(100)} == {1.0}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle"), [("poly", 0.5**0.9), ("cosine", 0.5), ("fixed", 1.0)]
+)
+def test_schedules_halfway(schedule: str, middle: float) -> None:
+    recipe = TrainConfig(schedule=schedule, warmup=0).effective_recipe()  # type: ignore[arg-type]
+    assert recipe.rate(0, 100) == 1
+    assert recipe.rate(50, 100) == pytest.approx(middle)
+
+
+def test_warm_up_rises_to_the_peak_in_its_share_of_the_steps() -> None:
+    recipe = TrainConfig(schedule="fixed", warmup=0.1).effective_recipe()
+    rates = [recipe.rate(step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([n / 10 for n in range(1, 11)])
+    assert set(rates[10:]) == {1.0}
+
+
+def test_settings_take_the_place_of_the_recipe() -> None:
+    changes: dict[str, Any] = {
+        "optimizer": "sgd", "learning_rate": 0.02, "momentum": 0.8, "weight_decay": 0.0,
+        "schedule": "cosine", "warmup": 0.0,
+    }  # fmt: skip
+    recipe = TrainConfig(**changes).effective_recipe()
+    assert {name: getattr(recipe, name) for name in changes} == changes
+    assert recipe.augment is RECIPES["modern"].augment
+    assert TrainConfig().effective_recipe() == RECIPES["modern"]
+
+
+def test_the_solver_of_the_authors_alexnet() -> None:
+    config = TrainConfig(recipe="reference_alexnet", batch_size=1, accumulate=20)
+    recipe = config.effective_recipe()
+    assert (recipe.learning_rate, recipe.momentum, recipe.weight_decay) == (1e-4, 0.9, 5e-4)
+    assert math.isclose(recipe.rate(99, 100), 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "sgd"}, "needs a learning_rate: that of recipe=modern, 0.001, is adamw's"),
+        (
+            {"optimizer": "adamw", "recipe": "reference"},
+            "needs a learning_rate: that of recipe=reference, 1.9e-05, is sgd's",
+        ),
+        ({"momentum": 0.9}, "momentum is SGD's; the optimizer is adamw"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other_are_refused(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**changes)

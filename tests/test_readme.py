@@ -18,6 +18,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 VERB_COMMANDS = re.findall(r"^\$ python -m flows (.+)$", README, re.MULTILINE)
 SHORT = {  # appended: the later of two equal options counts
     "train": ["--config.epochs", "1", "--config.crop-size", "64,64", "--config.num-workers", "0"],
+    "train_staged": [
+        *("--config.epochs", "1", "--config.crop-size", "64,64", "--config.num-workers", "0"),
+    ],
     "pipeline": [
         *("--train-config.epochs", "1", "--train-config.crop-size", "64,64"),
         *("--train-config.num-workers", "0"),

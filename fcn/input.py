@@ -40,3 +40,8 @@ TORCHVISION = InputSpec(
 
 CAFFE = InputSpec(channel_order="BGR", mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0))
 """Input of SqueezeNet's released Caffe weights."""
+
+RELEASE = InputSpec(
+    channel_order="BGR", mean=(104.00699, 116.66877, 122.67892), std=(1.0, 1.0, 1.0)
+)
+"""Input of the authors' released networks on PASCAL VOC."""

@@ -5,14 +5,17 @@ Adding a trunk is adding a row to `TRUNKS`.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
-import torchvision
 from torch import fx, nn
+from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from fcn.caffenet import CaffeNet
 from fcn.geometry import window
+from fcn.input import TORCHVISION, InputSpec
 
 Geometry = Literal["same", "reference"]
 
@@ -28,12 +31,16 @@ class Trunk:
         nodes: Stride to the name of the classifier's node that ends that stride, finest
             first. The last one feeds the head.
         head: Makes the layers between the last node and the scores.
-        weights: Name of torchvision's weights.
+        weights: Name of torchvision's weights; None where it has none.
+        input: The input that torchvision's weights want.
+        classifier: Makes the classifier; None takes torchvision's of the row's name.
     """
 
     nodes: Mapping[int, str]
     head: Callable[[nn.Module], nn.Sequential]
-    weights: str
+    weights: str | None
+    input: InputSpec = TORCHVISION
+    classifier: Callable[[], nn.Module] | None = None
 
 
 def convolutionalise(linear: nn.Linear, grid: int) -> nn.Conv2d:
@@ -57,16 +64,23 @@ def convolutionalise(linear: nn.Linear, grid: int) -> nn.Conv2d:
     return conv
 
 
-def vgg_head(net: nn.Module) -> nn.Sequential:
-    """fc6 (7 x 7) and fc7 (1 x 1) of a VGG classifier, each with ReLU and dropout."""
-    fc6, relu6, drop6, fc7, relu7, drop7, _ = net.get_submodule("classifier").children()
-    assert isinstance(fc6, nn.Linear)
-    assert isinstance(fc7, nn.Linear)
-    layers = [convolutionalise(fc6, 7), relu6, drop6, convolutionalise(fc7, 1), relu7, drop7]
-    names = ["fc6", "relu6", "drop6", "fc7", "relu7", "drop7"]
-    head = nn.Sequential()
-    for name, layer in zip(names, layers, strict=True):
-        head.add_module(name, layer)
+def linear_head(net: nn.Module) -> nn.Sequential:
+    """fc6 and fc7 of a VGG or an AlexNet as convolutions, with their ReLU and dropout.
+
+    fc6 sees the grid that the classifier pools to, 7 x 7 or 6 x 6; fc7 is 1 x 1.
+    """
+    pooled: Any = net.get_submodule("avgpool").output_size
+    grid = int(pooled[0])
+    head, number = nn.Sequential(), 5
+    *layers, _ = net.get_submodule("classifier").children()
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            number += 1
+            head.add_module(f"fc{number}", convolutionalise(layer, grid))
+            grid = 1
+        else:
+            name = "drop" if isinstance(layer, nn.Dropout) else "relu"
+            head.add_module(f"{name}{number}", layer)
     return head
 
 
@@ -76,13 +90,21 @@ def dropout_head(net: nn.Module) -> nn.Sequential:
 
 
 def plain_head(_: nn.Module) -> nn.Sequential:
-    """Nothing: a pooled classifier (ResNet) scores its last map directly."""
+    """Nothing: a pooled classifier (ResNet, RegNet) scores its last map directly."""
     return nn.Sequential()
 
 
 def _vgg(pool3: int, pool4: int, pool5: int, weights: str) -> Trunk:
     nodes = {8: f"features.{pool3}", 16: f"features.{pool4}", 32: f"features.{pool5}"}
-    return Trunk(nodes=nodes, head=vgg_head, weights=weights)
+    return Trunk(nodes=nodes, head=linear_head, weights=weights)
+
+
+def _regnet() -> nn.Module:
+    """RegNetX-400MF, whose block widths torchvision can only compute on a real device."""
+    device = torch.get_default_device()
+    with torch.device("cpu"):
+        net: nn.Module = get_model("regnet_x_400mf", weights=None)
+    return net.to(device)
 
 
 def _resnet(weights: str) -> Trunk:
@@ -91,6 +113,17 @@ def _resnet(weights: str) -> Trunk:
 
 
 TRUNKS: Mapping[str, Trunk] = {
+    "alexnet": Trunk(
+        nodes={8: "features.2", 16: "features.5", 32: "features.12"},
+        head=linear_head,
+        weights="AlexNet_Weights.IMAGENET1K_V1",
+    ),
+    "caffenet": Trunk(
+        nodes={8: "features.pool1", 16: "features.pool2", 32: "features.pool5"},
+        head=linear_head,
+        weights=None,
+        classifier=CaffeNet,
+    ),
     "vgg11": _vgg(10, 15, 20, "VGG11_Weights.IMAGENET1K_V1"),
     "vgg11_bn": _vgg(14, 21, 28, "VGG11_BN_Weights.IMAGENET1K_V1"),
     "vgg13": _vgg(14, 19, 24, "VGG13_Weights.IMAGENET1K_V1"),
@@ -108,6 +141,10 @@ TRUNKS: Mapping[str, Trunk] = {
         nodes={8: "inception3b", 16: "inception4e", 32: "inception5b"},
         head=dropout_head,
         weights="GoogLeNet_Weights.IMAGENET1K_V1",
+        # Torchvision turns its usual input into this one inside the network (transform_input).
+        input=InputSpec(channel_order="RGB", mean=(127.5,) * 3, std=(127.5,) * 3),
+        # Its own initialisation takes a minute.
+        classifier=partial(get_model, "googlenet", weights=None, init_weights=False),
     ),
     "squeezenet1_1": Trunk(
         nodes={4: "features.4", 8: "features.7", 16: "features.12"},
@@ -119,9 +156,27 @@ TRUNKS: Mapping[str, Trunk] = {
         head=plain_head,
         weights="MobileNet_V3_Large_Weights.IMAGENET1K_V2",
     ),
+    "mobilenet_v3_small": Trunk(
+        nodes={8: "features.3", 16: "features.8", 32: "features.12"},
+        head=plain_head,
+        weights="MobileNet_V3_Small_Weights.IMAGENET1K_V1",
+    ),
+    "regnet_x_400mf": Trunk(
+        nodes={
+            4: "trunk_output.block1",
+            8: "trunk_output.block2",
+            16: "trunk_output.block3",
+            32: "trunk_output.block4",
+        },
+        head=plain_head,
+        weights="RegNet_X_400MF_Weights.IMAGENET1K_V2",
+        classifier=_regnet,
+    ),
 }
 
 Backbone = Literal[
+    "alexnet",
+    "caffenet",
     "vgg11",
     "vgg11_bn",
     "vgg13",
@@ -138,11 +193,15 @@ Backbone = Literal[
     "googlenet",
     "squeezenet1_1",
     "mobilenet_v3_large",
+    "mobilenet_v3_small",
+    "regnet_x_400mf",
 ]
 """The names of `TRUNKS`, as a type for settings and forms."""
 
 
-def build(backbone: str, stride: int, geometry: Geometry) -> tuple[fx.GraphModule, nn.Sequential]:
+def build(
+    backbone: str, stride: int, geometry: Geometry, in_channels: int = 3
+) -> tuple[fx.GraphModule, nn.Sequential]:
     """The trunk, traced to return its maps from ``stride`` down, and its head.
 
     Args:
@@ -151,6 +210,7 @@ def build(backbone: str, stride: int, geometry: Geometry) -> tuple[fx.GraphModul
         geometry: "same" centres every window, so that a map of any image has
             ``ceil(size / stride)`` cells; "reference" keeps the classifier's paddings but for
             100 around the image, as the authors' networks do.
+        in_channels: Channels of the image. For other than 3 the first convolution is new.
 
     Raises:
         ValueError: An unknown backbone, a stride it does not have, or the reference geometry
@@ -161,31 +221,63 @@ def build(backbone: str, stride: int, geometry: Geometry) -> tuple[fx.GraphModul
     row = TRUNKS[backbone]
     if stride not in row.nodes:
         raise ValueError(f"{backbone} has strides {list(row.nodes)}, not {stride}")
-    net = torchvision.models.get_model(backbone, weights=None, **_options(backbone))
+    net = classifier(backbone)
+    if in_channels != 3:
+        _see_channels(net, in_channels)
     head = row.head(net)
     if geometry == "same":
         centre_windows(net)
         centre_windows(head)
-    elif row.head is vgg_head:
+    elif row.head is linear_head:
         reference_windows(net)
     else:
-        raise ValueError(f"the reference geometry is known for the VGG nets, not for {backbone}")
+        raise ValueError(
+            f"the reference geometry is known for VGG, AlexNet and CaffeNet, not for {backbone}"
+        )
+    return extract(net, row, stride), head
+
+
+def classifier(backbone: str) -> nn.Module:
+    """The classifier of a row of `TRUNKS`, with random weights."""
+    make = TRUNKS[backbone].classifier or partial(get_model, backbone, weights=None)
+    return make()
+
+
+def extract(net: nn.Module, row: Trunk, stride: int) -> fx.GraphModule:
+    """The trunk of a classifier, traced to return its maps from ``stride`` down, by stride."""
     nodes = {node: str(stride_) for stride_, node in row.nodes.items() if stride_ >= stride}
     trunk: fx.GraphModule = create_feature_extractor(net, nodes, suppress_diff_warning=True)
-    return trunk, head
+    return trunk
 
 
-def _options(backbone: str) -> dict[str, Any]:
-    """Options of torchvision's builder; GoogLeNet's own initialisation takes a minute."""
-    return {"init_weights": False} if backbone == "googlenet" else {}
+def first_convolution(net: nn.Module) -> tuple[str, nn.Conv2d]:
+    """Name and layer of the convolution that sees the image."""
+    return next((n, m) for n, m in net.named_modules() if isinstance(m, nn.Conv2d))
+
+
+def _see_channels(net: nn.Module, in_channels: int) -> None:
+    """Replace the first convolution by one that sees so many channels."""
+    name, old = first_convolution(net)
+    new = nn.Conv2d(
+        in_channels,
+        old.out_channels,
+        old.kernel_size,  # type: ignore[arg-type]
+        old.stride,  # type: ignore[arg-type]
+        old.padding,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )
+    parent, _, child = name.rpartition(".")
+    setattr(net.get_submodule(parent), child, new)
 
 
 def centre_windows(net: nn.Module) -> None:
     """Pad every convolution and pooling so that any map of n cells gives ``ceil(n / stride)``.
 
-    Odd windows are padded by half their reach, even ones (VGG's pooling) not at all but in
-    ceil mode. ResNet and VGG are built so already; SqueezeNet and GoogLeNet lose their
-    lopsided borders, and images of any size, even 1 x 1, go through.
+    Odd windows are padded by half their reach, even poolings (VGG's) not at all but in ceil
+    mode. An even convolution (AlexNet's fc6) is padded by half its kernel and gives n + 1
+    cells, the first of them half a cell before the map's. ResNet and VGG are built so already;
+    AlexNet, SqueezeNet and GoogLeNet lose their lopsided borders, and images of any size, even
+    1 x 1, go through.
     """
     for layer in net.modules():
         geometry = window(layer)
@@ -193,16 +285,17 @@ def centre_windows(net: nn.Module) -> None:
             continue
         kernel, reach = geometry["kernel"], (geometry["kernel"] - 1) * geometry["dilation"]
         if isinstance(layer, nn.Conv2d):
-            assert kernel % 2, f"no centre in an even convolution: {layer}"
-            layer.padding = (reach // 2, reach // 2)
+            odd = kernel % 2 == 1
+            assert odd or geometry["stride"] == 1, f"an even, strided convolution: {layer}"
+            layer.padding = (reach // 2, reach // 2) if odd else (kernel // 2, kernel // 2)
         elif isinstance(layer, nn.MaxPool2d | nn.AvgPool2d):
             layer.padding = reach // 2 if kernel % 2 else 0
             layer.ceil_mode = kernel % 2 == 0
 
 
 def reference_windows(net: nn.Module) -> None:
-    """The windows of the authors' VGG nets: 100 around the image, ceil-mode pooling."""
-    first = next(layer for layer in net.modules() if isinstance(layer, nn.Conv2d))
+    """The windows of the authors' nets: 100 around the image, ceil-mode pooling."""
+    _, first = first_convolution(net)
     first.padding = (REFERENCE_PADDING, REFERENCE_PADDING)
     for layer in net.modules():
         if isinstance(layer, nn.MaxPool2d):

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from fcn.geometry import IMAGE, CoordinateMap, after, trace, window
+from fcn.geometry import CoordinateMap, after, trace, window
 from fcn.model import FCN
-from fcn.trunks import TRUNKS
+from fcn.trunks import TRUNKS, linear_head
 
 SIZES = [(640, 640), (375, 500), (501, 333), (360, 480), (97, 131)]
 SYSTEMS = [(name, stride) for name, row in TRUNKS.items() for stride in row.nodes]
+REFERENCE = [(name, s) for name, s in SYSTEMS if TRUNKS[name].head is linear_head]
 
 
 class Centred(fx.Interpreter):
@@ -106,13 +107,11 @@ def ramp_error(net: FCN, height: int, width: int) -> float:
         indexing="ij",
     )
     first, last = 40, 56  # the border is repeated beyond the outermost cells, at every step
-    worst = 0.0
-    for ramp in (x, y):
-        out = net(ramp[None, None])[0, 0] / (1 + len(net.fuse))
-        inside = (out - ramp)[first : height - last, first : width - last]
-        assert inside.numel() > 0
-        worst = max(worst, float(inside.abs().max()))
-    return worst
+    ramps = torch.stack([x, y])
+    out = net(ramps[:, None])[:, 0] / (1 + len(net.fuse))
+    inside = (out - ramps)[:, first : height - last, first : width - last]
+    assert inside.numel() > 0
+    return float(inside.abs().max())
 
 
 @pytest.mark.parametrize(("backbone", "stride"), SYSTEMS)
@@ -124,9 +123,9 @@ def test_same_geometry_puts_every_pixel_in_its_place(backbone: str, stride: int)
         assert ramp_error(net, height, width) < 1e-9, (height, width)
 
 
-@pytest.mark.parametrize("stride", [32, 16, 8])
-def test_reference_geometry_puts_every_pixel_in_its_place(stride: int) -> None:
-    net = light("vgg16", stride, "reference")
+@pytest.mark.parametrize(("backbone", "stride"), REFERENCE)
+def test_reference_geometry_puts_every_pixel_in_its_place(backbone: str, stride: int) -> None:
+    net = light(backbone, stride, "reference")
     parts = net.trunk, net.head, net.score_fr
     for height, width in SIZES:
         net.trunk, net.head, net.score_fr = parts  # type: ignore[assignment]
@@ -152,21 +151,54 @@ def test_crops_of_the_released_networks_come_out(
     assert net.upscore.kernel_size == kernel
 
 
-def test_crop_of_the_released_alexnet_comes_out() -> None:
-    conv, pool = nn.Conv2d, nn.MaxPool2d
-    layers = nn.Sequential(
-        conv(3, 1, 11, 4, 100), pool(3, 2), conv(1, 1, 5, 1, 2), pool(3, 2),
-        conv(1, 1, 3, 1, 1), conv(1, 1, 3, 1, 1), conv(1, 1, 3, 1, 1), pool(3, 2), conv(1, 1, 6),
-    )  # fmt: skip
-    fc6 = after(layers)
-    upscored = fc6.transposed(63, 32, centre=31)
-    assert (fc6.stride, fc6.field, upscored.position(IMAGE)) == (32, 355, 18)
+@pytest.mark.parametrize("backbone", ["caffenet", "alexnet"])
+def test_crop_of_the_released_alexnet_comes_out(backbone: str) -> None:
+    net = light(backbone, 32, "reference")
+    assert (net.upscore.crop, net.upscore.kernel_size) == (18, 63)
 
 
-def test_vgg16_sees_404_pixels_at_stride_32() -> None:
-    net = light("vgg16", 32)
+@pytest.mark.parametrize(
+    ("backbone", "expected"), [("vgg16", 404), ("alexnet", 355), ("caffenet", 355)]
+)
+def test_receptive_fields_are_those_of_the_paper(backbone: str, expected: int) -> None:
+    net = light(backbone, 32)
     (pool5,) = trace(net.trunk)  # type: ignore[arg-type]
-    assert after(net.head, pool5) == CoordinateMap(stride=32, offset=15.5, field=404)
+    place = after(net.head, pool5)
+    assert (place.stride, place.field) == (32, expected)
+
+
+def test_fc6_of_vgg_is_centred_and_that_of_alexnet_lies_half_a_cell_before() -> None:
+    places = {}
+    for backbone in ("vgg16", "alexnet"):
+        net = light(backbone, 32)
+        (pool5,) = trace(net.trunk)  # type: ignore[arg-type]
+        places[backbone] = pool5.offset, after(net.head, pool5).offset
+    assert places == {"vgg16": (15.5, 15.5), "alexnet": (0, -16)}
+
+
+def test_googlenet_sees_907_pixels_as_published() -> None:
+    """The paper's 907 counts the 7 x 7 average pooling, and kernels of 5 in the third branch.
+
+    Torchvision's GoogLeNet has kernels of 3 there, so it sees less: 395 without the pooling.
+    """
+    net = light("googlenet", 32)
+    (torchvision,) = trace(net.trunk)  # type: ignore[arg-type]
+    assert torchvision.field == 395
+    for name, layer in net.trunk.named_modules():
+        if isinstance(layer, nn.Conv2d) and ".branch3.1." in f"{name}.":
+            layer.kernel_size, layer.padding = (5, 5), (2, 2)
+    (published,) = trace(net.trunk)  # type: ignore[arg-type]
+    assert published.conv(7, padding=3) == CoordinateMap(32, 0, 907)
+
+
+@pytest.mark.parametrize("geometry", ["same", "reference"])
+@pytest.mark.parametrize("backbone", ["vgg16", "alexnet", "caffenet"])
+def test_every_size_goes_through(backbone: str, geometry: str) -> None:
+    for stride in (32, 16, 8):
+        net = light(backbone, stride, geometry).eval()
+        for side in [*range(1, 40), 63, 64, 65, 97]:
+            image = torch.empty(1, 3, side, 131 - side, device="meta")
+            assert net(image).shape == (1, 1, side, 131 - side)
 
 
 def test_paths_that_lie_at_different_places_cannot_join() -> None:

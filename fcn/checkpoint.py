@@ -55,6 +55,9 @@ class _Card(BaseModel):
     stride: int
     geometry: Geometry
     learnable_upsampling: bool
+    in_channels: int = 3
+    at_once: bool = False
+    heads: dict[str, int] | None = None
     classes: list[dict[str, Any]] = Field(min_length=1, max_length=65_535)
     ignore_index: int
     input: InputSpec
@@ -71,6 +74,9 @@ def to_bytes(model: Model) -> bytes:
         stride=net.stride,
         geometry=net.geometry,
         learnable_upsampling=net.learnable_upsampling,
+        in_channels=net.in_channels,
+        at_once=net.at_once,
+        heads=net.heads,
         classes=model.classes.to_json(),
         ignore_index=model.classes.ignore_index,
         input=model.input,
@@ -97,7 +103,7 @@ def load(file: bytes | str | Path | BinaryIO) -> Model:
             weights do not fit the architecture on the card.
         OSError: The file cannot be opened.
     """
-    data = _bytes(file)
+    data = file_bytes(file)
     tensors, metadata = read_safetensors(data)
     card = _read_card(metadata)
     try:
@@ -109,6 +115,9 @@ def load(file: bytes | str | Path | BinaryIO) -> Model:
                 card.stride,
                 card.geometry,
                 learnable_upsampling=card.learnable_upsampling,
+                in_channels=card.in_channels,
+                at_once=card.at_once,
+                heads=card.heads,
             )
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"the model card cannot be built: {error}") from error
@@ -130,8 +139,13 @@ def check_fit(net: FCN, tensors: Mapping[str, Tensor]) -> None:
         first = wrong[0]
         raise CheckpointError(
             f"{len(wrong)} of {len(expected)} weights do not fit {net.backbone}: {first} is "
-            f"{_shape(found.get(first))}, expected {_shape(expected.get(first))}"
+            f"{shape_text(found.get(first))}, expected {shape_text(expected.get(first))}"
         )
+
+
+def is_safetensors(data: bytes) -> bool:
+    """The bytes begin as a safetensors file does: a length within them, and JSON."""
+    return int.from_bytes(data[:8], "little") + 8 <= len(data) and data[8:9] == b"{"
 
 
 def read_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -168,7 +182,12 @@ def _read_card(metadata: Mapping[str, str]) -> _Card:
         raise CheckpointError(f"the model card is not valid: {place}: {first['msg']}") from error
 
 
-def _bytes(file: bytes | str | Path | BinaryIO) -> bytes:
+def file_bytes(file: bytes | str | Path | BinaryIO) -> bytes:
+    """The bytes of a file, however it is given.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
     if isinstance(file, bytes):
         return file
     if isinstance(file, str | Path):
@@ -176,5 +195,6 @@ def _bytes(file: bytes | str | Path | BinaryIO) -> bytes:
     return file.read()
 
 
-def _shape(shape: torch.Size | None) -> str:
+def shape_text(shape: torch.Size | None) -> str:
+    """A shape as messages give it, ``64 x 3 x 3 x 3``; "absent" for none."""
     return "absent" if shape is None else " x ".join(map(str, shape)) or "a single number"

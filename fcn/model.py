@@ -1,6 +1,6 @@
 """The fully convolutional network of Long, Shelhamer and Darrell."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,10 @@ from fcn.geometry import CoordinateMap
 from fcn.trunks import Geometry, build
 from fcn.upsample import Upscore, fit
 
+AT_ONCE = 0.01
+"""What the authors' at-once training multiplies pool4 by before it is scored, and pool3 twice:
+0.01 and 0.0001, about what levels the activations of the maps."""
+
 
 class Fuse(nn.Module):
     """Adds the scores of a finer map to upsampled coarse ones: the paper's skip.
@@ -20,6 +24,7 @@ class Fuse(nn.Module):
         channels: Channels of the finer map.
         source: Coordinate map of the coarse scores.
         skip: Coordinate map of the finer map.
+        scale: Multiplies the finer map before it is scored.
         replicate_border: See `Upscore`.
         learnable: See `Upscore`.
     """
@@ -31,10 +36,12 @@ class Fuse(nn.Module):
         source: CoordinateMap,
         skip: CoordinateMap,
         *,
+        scale: float = 1.0,
         replicate_border: bool,
         learnable: bool,
     ) -> None:
         super().__init__()
+        self.scale = scale
         self.upscore2 = Upscore(
             num_classes, source, skip, replicate_border=replicate_border, learnable=learnable
         )
@@ -48,7 +55,7 @@ class Fuse(nn.Module):
         begin inside it (only with the reference geometry), its scores are.
         """
         upscore: Tensor = self.upscore2(score)
-        score_pool: Tensor = self.score_pool(pool)
+        score_pool: Tensor = self.score_pool(pool if self.scale == 1 else self.scale * pool)
         crop = self.upscore2.crop
         if crop >= 0:
             return fit(upscore, crop, *score_pool.shape[2:]) + score_pool
@@ -65,6 +72,11 @@ class FCN(nn.Module):
         geometry: "same" for any trunk; "reference" is that of the authors' released nets.
         learnable_upsampling: Train the kernels of the transposed convolutions. On PASCAL
             VOC the authors found no difference.
+        in_channels: Channels of the image; for other than 3 the first convolution is new.
+        at_once: Scale the finer maps before they are scored (`AT_ONCE`), so that all strides
+            can be trained together instead of one after another.
+        heads: Names and numbers of classes of several heads over one trunk (SIFT Flow:
+            semantic and geometric). Their scores lie one after another in the channels.
 
     Attributes:
         coarsest: Stride of the deepest map; windows that start at its multiples see the same
@@ -74,7 +86,8 @@ class FCN(nn.Module):
             over all of it (squeeze and excitation).
 
     Raises:
-        ValueError: Unknown backbone, a stride it lacks, or no class.
+        ValueError: Unknown backbone, a stride it lacks, no class, no channel, or heads whose
+            classes are not ``num_classes`` together.
     """
 
     def __init__(
@@ -85,17 +98,26 @@ class FCN(nn.Module):
         geometry: Geometry = "same",
         *,
         learnable_upsampling: bool = False,
+        in_channels: int = 3,
+        at_once: bool = False,
+        heads: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, not {num_classes}")
+        for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        sizes = [num_classes] if heads is None else list(heads.values())
+        if sum(sizes) != num_classes or min(sizes) < 1:
+            raise ValueError(f"num_classes must be that of all heads {heads}, not {num_classes}")
         self.backbone, self.num_classes, self.stride = backbone, num_classes, stride
         self.geometry: Geometry = geometry
         self.learnable_upsampling = learnable_upsampling
+        self.in_channels, self.at_once = in_channels, at_once
+        self.heads = None if heads is None else dict(heads)
 
-        self.trunk, self.head = build(backbone, stride, geometry)
+        self.trunk, self.head = build(backbone, stride, geometry, in_channels)
         *skips, last = places.trace(self.trunk)
-        *channels, width = _channels(self.trunk, self.head)
+        *channels, width = _channels(self.trunk, self.head, in_channels)
         options: dict[str, Any] = {
             "replicate_border": geometry == "same",
             "learnable": learnable_upsampling,
@@ -104,8 +126,10 @@ class FCN(nn.Module):
         self.coarsest = place.stride
         self.score_fr = score_layer(width, num_classes)
         self.fuse = nn.ModuleDict()
+        scale = 1.0
         for skip, width in zip(reversed(skips), reversed(channels), strict=True):
-            fuse = Fuse(num_classes, width, place, skip, **options)
+            scale *= AT_ONCE if at_once else 1.0
+            fuse = Fuse(num_classes, width, place, skip, scale=scale, **options)
             self.fuse[str(skip.stride)] = fuse
             place = fuse.map
         self.upscore = Upscore(num_classes, place, places.IMAGE, **options)
@@ -113,12 +137,23 @@ class FCN(nn.Module):
         self.sees_everything = any(isinstance(m, nn.AdaptiveAvgPool2d) for m in _used(self.trunk))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Scores ``N x C x H x W`` of a normalised image batch ``N x 3 x H x W``."""
+        """Scores ``N x C x H x W`` of a normalised image batch ``N x in_channels x H x W``."""
         *skips, last = self.trunk(image).values()  # 1/8, 1/16, 1/32
         score = self.score_fr(self.head(last))  # 1/32
         for fuse, pool in zip(self.fuse.values(), reversed(skips), strict=True):
             score = fuse(score, pool)  # 1/16, then 1/8
         return fit(self.upscore(score), self.upscore.crop, *image.shape[2:])  # 1/1
+
+    def split(self, scores: Tensor) -> dict[str, Tensor]:
+        """Scores ``N x C x H x W`` by head, each with its own classes.
+
+        Raises:
+            ValueError: The network has one head, without a name.
+        """
+        if self.heads is None:
+            raise ValueError("the network has one head; its scores are all of one task")
+        parts = torch.split(scores, list(self.heads.values()), dim=1)
+        return dict(zip(self.heads, parts, strict=True))
 
 
 def _used(trunk: fx.GraphModule) -> Iterator[nn.Module]:
@@ -137,13 +172,13 @@ def score_layer(channels: int, num_classes: int) -> nn.Conv2d:
     return score
 
 
-def _channels(trunk: nn.Module, head: nn.Module) -> list[int]:
+def _channels(trunk: nn.Module, head: nn.Module, in_channels: int) -> list[int]:
     """Channels of the trunk's maps, the last one's after the head."""
     device = next(trunk.parameters()).device
     training = trunk.training
     trunk.eval(), head.eval()
     with torch.no_grad():
-        *skips, last = trunk(torch.zeros(1, 3, 224, 224, device=device)).values()
+        *skips, last = trunk(torch.zeros(1, in_channels, 1, 1, device=device)).values()
         channels = [skip.shape[1] for skip in [*skips, head(last)]]
     trunk.train(training), head.train(training)
     return channels

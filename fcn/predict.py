@@ -59,6 +59,7 @@ class Predictor:
 
     Raises:
         DeviceError: a device this machine does not have.
+        ValueError: a model of other than three channels, or of several heads.
     """
 
     def __init__(
@@ -70,6 +71,12 @@ class Predictor:
         batch_size: int | None = None,
         tile_size: int | None = None,
     ) -> None:
+        if model.net.in_channels != 3 or model.net.heads is not None:
+            raise ValueError(
+                "label maps come from RGB images and one head, but the model sees "
+                f"{model.net.in_channels} channels and has the heads {model.net.heads}; "
+                "call model.net on tensors"
+            )
         self.device = find_device(device)
         self.precision: Precision = precision
         self.model = model

@@ -42,6 +42,33 @@ def test_a_loaded_model_can_be_trained_further() -> None:
     assert all(parameter.grad is not None for parameter in net.parameters())
 
 
+def test_a_model_file_keeps_what_its_network_was_built_with() -> None:
+    options = {"in_channels": 4, "at_once": True, "heads": {"a": 1, "b": 1}}
+    net = fcn.FCN("squeezenet1_1", 2, 16, learnable_upsampling=True, **options)
+    loaded = fcn.load(to_bytes(fcn.Model(net, CLASSES, CAFFE))).net
+    assert {name: getattr(loaded, name) for name in options} == options
+    assert loaded.learnable_upsampling
+
+
+def test_a_regnet_is_built_and_loaded_without_memory_for_its_weights() -> None:
+    saved = model("regnet_x_400mf")
+    with torch.device("meta"):
+        assert {p.device.type for p in fcn.FCN("regnet_x_400mf").parameters()} == {"meta"}
+    image = torch.rand(1, 3, 33, 47)
+    with torch.no_grad():
+        assert torch.equal(saved.net(image), fcn.load(to_bytes(saved)).net(image))
+
+
+def test_a_card_of_an_earlier_version_is_read() -> None:
+    data = to_bytes(model())
+    _, metadata = read_safetensors(data)
+    card = json.loads(metadata["fcn"])
+    for name in ("in_channels", "at_once", "heads"):
+        del card[name]
+    net = fcn.load(save_tensors(load_tensors(data), {"fcn": json.dumps(card)})).net
+    assert (net.in_channels, net.at_once, net.heads) == (3, False, None)
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"not a model", b"\xff" * 64, struct.pack("<Q", 2**62) + b"{}"]
 )
@@ -86,6 +113,8 @@ def test_weights_must_fit_the_card() -> None:
         ({"classes": [{"id": 1, "name": "a", "colour": [0, 0, 0]}]}, "ids must be 0"),
         ({"classes": [{"id": 0}]}, "colour"),
         ({"code": "import os"}, "code"),
+        ({"in_channels": 0}, "in_channels"),
+        ({"heads": {"a": 5}}, "heads"),
     ],
 )
 def test_a_card_that_is_not_valid_is_refused(change: dict[str, object], reason: str) -> None:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -73,15 +75,69 @@ def test_vgg_head_is_two_convolutions_with_elementwise_dropout() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("vgg17",), "unknown backbone 'vgg17'; known are vgg11"),
+        (("vgg17",), "unknown backbone 'vgg17'; known are alexnet, caffenet"),
         (("squeezenet1_1", 2, 32), r"squeezenet1_1 has strides \[4, 8, 16\], not 32"),
         (("vgg16", 0), "num_classes must be at least 1, not 0"),
-        (("resnet18", 2, 8, "reference"), "not for resnet18"),
+        (("resnet18", 2, 8, "reference"), "VGG, AlexNet and CaffeNet, not for resnet18"),
     ],
 )
 def test_impossible_networks_are_refused(arguments: tuple[object, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FCN(*arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"in_channels": 0}, "in_channels must be at least 1, not 0"),
+        ({"heads": {"a": 2, "b": 1}}, "num_classes must be that of all heads .* not 2"),
+        ({"heads": {"a": 3, "b": -1}}, "num_classes must be that of all heads"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FCN("resnet18", 2, **options)
+
+
+def test_at_once_scales_the_finer_maps_before_they_are_scored() -> None:
+    torch.manual_seed(0)
+    plain, at_once = FCN("resnet18", 2).eval(), FCN("resnet18", 2, at_once=True).eval()
+    at_once.load_state_dict(plain.state_dict())
+    for net in (plain, at_once):
+        for fuse, scale in zip(net.fuse.values(), (0.01, 0.0001), strict=True):
+            torch.nn.init.ones_(fuse.score_pool.weight)  # type: ignore[union-attr, arg-type]
+            if net is plain:
+                fuse.score_pool.weight.data.mul_(scale)  # type: ignore[union-attr, operator]
+    image = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = plain(image)
+        assert expected.any()
+        torch.testing.assert_close(at_once(image), expected)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "in_channels"), [("squeezenet1_1", 1), ("alexnet", 4), ("googlenet", 4)]
+)
+def test_images_may_have_other_channels(backbone: str, in_channels: int) -> None:
+    with torch.device("meta"):
+        net = FCN(backbone, 2, 16, in_channels=in_channels).eval()
+        rgb = FCN(backbone, 2, 16)
+        assert net(torch.empty(2, in_channels, 1, 1)).shape == (2, 2, 1, 1)
+    names = [n for n, p in rgb.named_parameters() if p.shape != net.get_parameter(n).shape]
+    assert len(names) == 1
+    assert net.get_parameter(names[0]).shape[1] == in_channels
+
+
+@torch.no_grad()
+def test_heads_share_the_trunk_and_lie_one_after_another() -> None:
+    net = FCN("resnet18", 5, 16, heads={"semantic": 3, "geometric": 2}).eval()
+    torch.nn.init.normal_(net.score_fr.weight)
+    scores = net(torch.rand(1, 3, 40, 50))
+    parts = net.split(scores)
+    assert {name: part.shape[1] for name, part in parts.items()} == net.heads
+    assert torch.equal(torch.cat(list(parts.values()), dim=1), scores)
+    with pytest.raises(ValueError, match="one head"):
+        FCN("resnet18", 5, 16).split(scores)
 
 
 @pytest.mark.parametrize("backbone", TRUNKS)

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,3 +147,14 @@ def test_other_arrays_are_refused(shape: tuple[int, ...]) -> None:
 def test_a_device_that_is_not_there_is_named(device: str) -> None:
     with pytest.raises(DeviceError, match=f"device '{device}' cannot be used here"):
         Predictor(model(), device=device)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"), [({"in_channels": 4}, "4 channels"), ({"heads": {"a": 1, "b": 1}}, "'b'")]
+)
+def test_models_of_other_images_or_of_several_heads_are_refused(
+    options: dict[str, Any], found: str
+) -> None:
+    net = fcn.FCN("squeezenet1_1", 2, **options)
+    with pytest.raises(ValueError, match=f"{found}.*call model.net on tensors"):
+        Predictor(fcn.Model(net, CLASSES, TORCHVISION))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from fcn.metrics import Scores, confusion
     from fcn.model import FCN
     from fcn.predict import Prediction, Predictor
+    from fcn.released import load_caffemodel, load_torchfcn
 
 __all__ = [
     "FCN",
@@ -38,6 +39,8 @@ __all__ = [
     "decode_mask",
     "encode_mask",
     "load",
+    "load_caffemodel",
+    "load_torchfcn",
     "save",
 ]
 
@@ -52,6 +55,7 @@ _HOMES = {
     "metrics": ("Scores", "confusion"),
     "model": ("FCN",),
     "predict": ("Prediction", "Predictor"),
+    "released": ("load_caffemodel", "load_torchfcn"),
 }
 
 

@@ -34,12 +34,24 @@ class TrainConfig(BaseModel):
     stride: Literal[4, 8, 16, 32] = Field(
         8,
         description="Finest fused stride: FCN-8s, FCN-16s or FCN-32s of the paper, or 4, one skip "
-        "more, for thin things (SqueezeNet and ResNet).",
+        "more, for thin things (SqueezeNet, ResNet and RegNet).",
     )
     init: str = Field(
         "imagenet",
         description='"imagenet" (downloads torchvision\'s weights), "none" (from scratch), or the '
-        "URL of a coarser model of ours or of SqueezeNet's ImageNet weights (.npz).",
+        "URL of a coarser model of ours, of torchvision's ImageNet weights (.pth or safetensors), "
+        "of an FCN of the authors or its VGG16 or CaffeNet classifier (.caffemodel), or of "
+        "SqueezeNet's ImageNet weights (.npz).",
+    )
+    init_classes: Literal["same", "by_name"] = Field(
+        "same",
+        description="When init is a model of ours: same asks for the same classes; by_name keeps "
+        "the scores of classes with the same name and starts the others at zero.",
+    )
+    at_once: bool = Field(
+        False,
+        description="Scale the finer maps before they are scored, as the authors do to train all "
+        "strides at once instead of one after another.",
     )
     recipe: RecipeName = Field(
         "modern",

@@ -1,27 +1,25 @@
 """Where a network's first weights come from."""
 
-import io
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
-import numpy as np
 import torch
-import torchvision
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models import get_weight
 
-from fcn.checkpoint import load
+from fcn.caffemodel import looks_like_caffemodel, read_caffemodel
+from fcn.checkpoint import CARD_KEY, Model, is_safetensors, load, read_safetensors, shape_text
 from fcn.classes import Classes
 from fcn.errors import CheckpointError
-from fcn.input import CAFFE, TORCHVISION, InputSpec
+from fcn.input import CAFFE, RELEASE, TORCHVISION, InputSpec
 from fcn.model import FCN
-from fcn.trunks import TRUNKS, convolutionalise
+from fcn.released import fitted, is_released, released_names, released_net
+from fcn.squeezenet import holds_arrays, read_squeezenet
+from fcn.state_dicts import PICKLE, ZIP, read_state_dict
+from fcn.trunks import TRUNKS, classifier, first_convolution
 
-MAX_NPZ_BYTES = 4 << 30
-"""Limit on what an ``.npz`` unpacks to; the largest trunk has a seventh of it."""
-
-_ZIP = b"PK\x03\x04"
+InitClasses = Literal["same", "by_name"]
 
 
 class Transplant(BaseModel):
@@ -29,8 +27,10 @@ class Transplant(BaseModel):
 
     Attributes:
         input: The input that the transplanted weights want.
-        copied: Names of the weights now equal to the source's.
-        left: Names of the weights that the source does not have.
+        copied: Names of the weights taken from the source.
+        coerced: Those of them that were given another shape: Linear layers made convolutions,
+            a first convolution that sees further channels, scores chosen by class.
+        left: Names of the weights that the source does not have; they keep their start.
         from_stride: Stride of the FCN the weights came from; None for a classifier.
     """
 
@@ -38,23 +38,38 @@ class Transplant(BaseModel):
 
     input: InputSpec
     copied: tuple[str, ...] = ()
+    coerced: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     from_stride: int | None = None
 
 
 def transplant(
-    net: FCN, init: str, classes: Classes, read: Callable[[str], bytes] | None = None
+    net: FCN,
+    init: str,
+    classes: Classes,
+    read: Callable[[str], bytes] | None = None,
+    *,
+    init_classes: InitClasses = "same",
 ) -> Transplant:
     """Give a network its first weights.
+
+    A fourth and further channel of the image starts as the mean of the source's three.
 
     Args:
         net: The network, changed in place.
         init: "none" keeps the random start; "imagenet" takes torchvision's weights of the
-            backbone; anything else names a file that ``read`` can read: a model of ours
-            with the same backbone and classes (a coarser stride, for staged training), or
-            SqueezeNet's ImageNet weights as ``.npz``.
+            backbone; anything else names a file that ``read`` can read:
+
+            - a model of ours with the same backbone (a coarser stride, for staged training),
+            - torchvision's ImageNet weights of the backbone as ``.pth`` or safetensors,
+            - a ``.caffemodel``: an FCN of the authors or the classifier below it (VGG16,
+              CaffeNet); the former also as the ``.pth`` of its PyTorch port, which is taken
+              to be trained at once if ``net`` is,
+            - SqueezeNet's ImageNet weights as ``.npz``.
         classes: The classes to be trained, compared with those of a model of ours.
         read: Gives the bytes of a named file.
+        init_classes: "same" asks for a source with the same classes. "by_name" keeps the
+            scores of classes that the source has under the same name; others start at zero.
 
     Raises:
         CheckpointError: The file holds no such weights, or weights of other shapes, another
@@ -67,15 +82,41 @@ def transplant(
         return _from_imagenet(net)
     if read is None:
         raise ValueError(f"init={init!r} names a file, but no way to read one was given")
-    data = read(init)
-    if data[:4] == _ZIP:
-        return _copy(net, _squeezenet(net, data), CAFFE)
-    return _from_model(net, data, classes)
+    return _from_file(net, read(init), classes, init_classes)
+
+
+def _from_file(net: FCN, data: bytes, classes: Classes, init_classes: InitClasses) -> Transplant:
+    """Weights from a file, whose bytes tell what it is."""
+    if data.startswith(ZIP) and holds_arrays(data):
+        return _copy(net, read_squeezenet(net, data), CAFFE)
+    if is_safetensors(data) and CARD_KEY in read_safetensors(data)[1]:
+        return _from_model(net, load(data), classes, init_classes)
+    if is_safetensors(data) or data.startswith((ZIP, PICKLE)):
+        tensors = read_state_dict(data)
+        if not is_released(tensors):
+            return _from_classifier(net, tensors)
+        source = released_net(tensors, at_once=net.at_once)  # of the port, which does not tell
+        return _from_released(net, source, classes, init_classes)
+    if looks_like_caffemodel(data):
+        tensors = read_caffemodel(data)
+        if "fc8.weight" in tensors:
+            return _from_released_classifier(net, tensors)
+        return _from_released(net, released_net(tensors), classes, init_classes)
+    raise CheckpointError(
+        "init is not a safetensors file, nor .pth, .npz or .caffemodel: it begins with "
+        f"{data[:8]!r}"
+    )
 
 
 def _from_imagenet(net: FCN) -> Transplant:
-    """Torchvision's classifier weights, its Linear layers reshaped to convolutions."""
-    weights = torchvision.models.get_weight(TRUNKS[net.backbone].weights)
+    """Torchvision's classifier weights, downloaded by torchvision."""
+    name = TRUNKS[net.backbone].weights
+    if name is None:
+        raise CheckpointError(
+            f"torchvision has no ImageNet weights of {net.backbone}; give init='none', or the URL "
+            "of a file, such as its .caffemodel"
+        )
+    weights = get_weight(name)
     try:
         state = weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
@@ -83,46 +124,108 @@ def _from_imagenet(net: FCN) -> Transplant:
             f"torchvision's ImageNet weights of {net.backbone} cannot be had from {weights.url}: "
             f"{error}; give init='none', or a file"
         ) from error
+    return _from_classifier(net, state)
+
+
+def _from_classifier(net: FCN, state: Mapping[str, Tensor]) -> Transplant:
+    """Torchvision's classifier weights, its Linear layers reshaped to convolutions."""
     tensors = {f"trunk.{name}": tensor for name, tensor in state.items()}
-    for layer, old in (("fc6", "classifier.0"), ("fc7", "classifier.3")):
-        if hasattr(net.head, layer):
-            grid = getattr(net.head, layer).kernel_size[0]
-            weight, bias = (state[f"{old}.{kind}"] for kind in ("weight", "bias"))
-            linear = torch.nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-            linear.load_state_dict({"weight": weight, "bias": bias}, assign=True)
-            conv = convolutionalise(linear, grid)
-            tensors |= {f"head.{layer}.{name}": w for name, w in conv.state_dict().items()}
-    return _copy(net, tensors, TORCHVISION)
+    own = [name for name, _ in net.head.named_children() if name in {"fc6", "fc7"}]
+    with torch.device("meta"):
+        layers = classifier(net.backbone).named_modules() if own else ()
+    linear = [name for name, layer in layers if isinstance(layer, nn.Linear)]
+    coerced = []
+    for layer, old in zip(own, linear, strict=False):
+        for kind in ("weight", "bias"):
+            name = f"head.{layer}.{kind}"
+            tensors[name] = fitted(f"{old}.{kind}", state.get(f"{old}.{kind}"), _shape(net, name))
+        coerced.append(f"head.{layer}.weight")
+    return _copy(net, tensors, TRUNKS[net.backbone].input, coerced)
 
 
-def _from_model(net: FCN, data: bytes, classes: Classes) -> Transplant:
-    source = load(data)
+def _from_released(
+    net: FCN, source: FCN, classes: Classes, init_classes: InitClasses
+) -> Transplant:
+    """An FCN of the authors. Its file names no classes: their number is compared."""
+    if init_classes == "same" and source.num_classes != len(classes):
+        raise CheckpointError(
+            f"init is a network of {source.num_classes} classes, but the dataset has "
+            f"{len(classes)} ({_some(classes)}); init_classes='by_name' starts their scores at zero"
+        )
+    nameless = Classes.named(f"init class {index}" for index in range(source.num_classes))
+    named = classes if init_classes == "same" else nameless
+    return _from_model(net, Model(source, named, RELEASE), classes, init_classes)
+
+
+def _from_released_classifier(net: FCN, tensors: Mapping[str, Tensor]) -> Transplant:
+    """The ILSVRC classifier that the authors cast: VGG16 or CaffeNet under Caffe's names."""
+    if net.backbone not in {"vgg16", "caffenet"}:
+        raise CheckpointError(
+            f"init is a Caffe classifier, VGG16 or CaffeNet; backbone={net.backbone} was asked for"
+        )
+    names = {own: name for own, name in released_names(net).items() if name in tensors}
+    own_first = f"trunk.{first_convolution(net.trunk)[0]}.weight"
+    taken = {
+        own: tensors[name] if own == own_first else fitted(name, tensors[name], _shape(net, own))
+        for own, name in names.items()
+    }
+    coerced = [name for name in taken if tensors[names[name]].shape != taken[name].shape]
+    return _copy(net, taken, CAFFE, coerced)
+
+
+def _from_model(net: FCN, source: Model, classes: Classes, init_classes: InitClasses) -> Transplant:
     if source.net.backbone != net.backbone:
         raise CheckpointError(
             f"init is a model on {source.net.backbone}, but backbone={net.backbone} was asked for"
         )
-    if source.classes.names != classes.names:
+    if len(source.net.fuse) and source.net.at_once != net.at_once:
+        raise CheckpointError(
+            f"init is a model with at_once={source.net.at_once}, but at_once={net.at_once} was "
+            "asked for; its scores are of maps on another scale"
+        )
+    same = source.classes.names == classes.names
+    if not same and init_classes == "same":
         raise CheckpointError(
             f"init is a model of {len(source.classes)} classes ({_some(source.classes)}), but the "
-            f"dataset has {len(classes)} ({_some(classes)}); start from one with the same classes"
+            f"dataset has {len(classes)} ({_some(classes)}); start from one with the same classes, "
+            "or with init_classes='by_name'"
         )
-    upscored = {n for n in source.net.state_dict() if n.startswith("upscore.")}
-    tensors = {n: t for n, t in source.net.state_dict().items() if n not in upscored}
-    if source.net.stride == net.stride:
-        tensors = source.net.state_dict()
-    done = _copy(net, tensors, source.input)
+    tensors = source.net.state_dict()
+    if source.net.stride != net.stride:
+        tensors = {n: t for n, t in tensors.items() if not n.startswith("upscore.")}
+    chosen = [] if same else [n for n in tensors if not n.startswith(("trunk.", "head."))]
+    own = net.state_dict()
+    for name in chosen:
+        if name in own:
+            tensors[name] = _by_name(own[name], tensors[name], classes, source.classes)
+    done = _copy(net, tensors, source.input, chosen)
     return done.model_copy(update={"from_stride": source.net.stride})
 
 
-def _copy(net: FCN, tensors: Mapping[str, Tensor], spec: InputSpec) -> Transplant:
+def _by_name(own: Tensor, tensor: Tensor, classes: Classes, source: Classes) -> Tensor:
+    """``own`` with the rows of the classes that the source has under the same name."""
+    rows = own.clone()
+    for index, name in enumerate(classes.names):
+        if name in source.names:
+            rows[index] = tensor[source.names.index(name)]
+    return rows
+
+
+def _copy(
+    net: FCN, tensors: Mapping[str, Tensor], spec: InputSpec, coerced: Sequence[str] = ()
+) -> Transplant:
     """Copy by name; every shape must fit, and every layer of the trunk must be there."""
     own = net.state_dict()
+    first = f"trunk.{first_convolution(net.trunk)[0]}.weight"
+    if first in tensors and _sees_more(own[first], tensors[first]):
+        tensors = {**tensors, first: _widened(tensors[first], net.in_channels)}
+        coerced = [*coerced, first]
     wrong = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     if wrong:
         name = wrong[0]
         raise CheckpointError(
             f"{len(wrong)} weights of init have another shape: {name} is "
-            f"{tuple(tensors[name].shape)}, expected {tuple(own[name].shape)}"
+            f"{shape_text(tensors[name].shape)}, expected {shape_text(own[name].shape)}"
         )
     copied = tuple(name for name in own if name in tensors)
     left = tuple(name for name in own if name not in tensors)
@@ -132,65 +235,26 @@ def _copy(net: FCN, tensors: Mapping[str, Tensor], spec: InputSpec) -> Transplan
             f"init lacks {len(missing)} of the weights of {net.backbone}, first {missing[0]}"
         )
     net.load_state_dict({name: tensors[name] for name in copied}, strict=False)
-    return Transplant(input=spec, copied=copied, left=left)
+    shaped = tuple(name for name in copied if name in set(coerced))
+    return Transplant(input=spec, copied=copied, coerced=shaped, left=left)
 
 
-def _squeezenet(net: FCN, data: bytes) -> dict[str, Tensor]:
-    """SqueezeNet 1.1 from an ``.npz`` of its Caffe names (``fire2/squeeze1x1_w``, …)."""
-    if net.backbone != "squeezenet1_1":
-        raise CheckpointError(f".npz weights are known for squeezenet1_1, not for {net.backbone}")
-    arrays = _arrays(data)
-    tensors = {}
-    for name in net.trunk.state_dict():
-        caffe = _caffe_name(name)
-        if caffe not in arrays:
-            raise CheckpointError(f"the .npz has no {caffe!r}; it holds {sorted(arrays)[:4]} …")
-        if arrays[caffe].dtype.kind != "f":
-            raise CheckpointError(f"{caffe!r} of the .npz holds {arrays[caffe].dtype}, not floats")
-        tensors[f"trunk.{name}"] = torch.from_numpy(arrays[caffe].astype(np.float32))
-    return tensors
+def _sees_more(own: Tensor, tensor: Tensor) -> bool:
+    """The source's first convolution sees three channels, ours another number."""
+    fits = tensor.ndim == 4 and tensor.shape[1] == 3 and tensor.shape[2:] == own.shape[2:]
+    return fits and own.shape[1] != 3
 
 
-_FIRES = {3: 2, 4: 3, 6: 4, 7: 5, 9: 6, 10: 7, 11: 8, 12: 9}
-"""Index of each fire module in torchvision's SqueezeNet 1.1 to its number in the paper."""
+def _widened(weight: Tensor, in_channels: int) -> Tensor:
+    """Weights for more channels: the three, and their mean for each further one."""
+    mean = weight.mean(dim=1, keepdim=True)
+    if in_channels < 3:
+        return mean.repeat(1, in_channels, 1, 1)
+    return torch.cat([weight, mean.expand(-1, in_channels - 3, -1, -1)], dim=1)
 
 
-def _caffe_name(name: str) -> str:
-    """``features.3.squeeze.weight`` is ``fire2/squeeze1x1.weight`` in the released network."""
-    _, index, *rest = name.split(".")
-    if index == "0":
-        return f"conv1.{rest[0]}"
-    layer = "squeeze1x1" if rest[0] == "squeeze" else rest[0]
-    return f"fire{_FIRES[int(index)]}/{layer}.{rest[1]}"
-
-
-def _arrays(data: bytes) -> dict[str, np.ndarray]:
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-            others = [name for name in archive.namelist() if not name.endswith(".npy")]
-        if others:
-            raise CheckpointError(
-                f"a zip file with {others[0]!r} in it; expected an .npz of arrays or a "
-                "model.safetensors (PyTorch's own .pth files are pickles and are not read)"
-            )
-        if size > MAX_NPZ_BYTES:
-            raise CheckpointError(f"the .npz unpacks to {size:,} bytes, above {MAX_NPZ_BYTES:,}")
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except _NPZ_ERRORS as error:
-        raise CheckpointError(f"not a readable .npz file: {error}") from error
-
-
-_NPZ_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    ValueError,
-    EOFError,
-    OSError,
-    MemoryError,
-    RuntimeError,  # an encrypted archive; NotImplementedError, an unknown compression
-)
+def _shape(net: FCN, name: str) -> torch.Size:
+    return net.get_parameter(name).shape
 
 
 def _some(classes: Classes) -> str:

@@ -75,10 +75,17 @@ def make_trainer(info: DatasetInfo, samples: Samples, run: Run, config: TrainCon
         len(info.classes),
         config.stride,
         learnable_upsampling=config.learnable_upsampling,
+        at_once=config.at_once,
     )
     state = run.read_state()
     if state is None:
-        first = transplant(net, config.init, info.classes, stores.read_bytes)
+        first = transplant(
+            net,
+            config.init,
+            info.classes,
+            stores.read_bytes,
+            init_classes=config.init_classes,
+        )
     else:
         first = transplant_of(state)
     return Trainer(

@@ -1,15 +1,20 @@
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save as save_tensors
+from torchvision.models import get_model
 
 import fcn
 from fcn.checkpoint import to_bytes
 from fcn.classes import Classes
 from fcn.errors import CheckpointError
 from fcn.input import CAFFE, TORCHVISION
+from fcn.state_dicts import read_state_dict
+from fcn.trunks import classifier
 from fcn.weights import transplant
 from tests.fcn.scenes import CLASSES
 
@@ -99,11 +104,151 @@ def test_squeezenet_of_imagenet_is_copied_whole(squeezenet_npz: Path) -> None:
     assert torch.equal(net.trunk.state_dict()["features.12.expand3x3.weight"], expected)
 
 
-def test_a_pytorch_file_is_named_as_what_it_is() -> None:
+def classifier_state(backbone: str) -> dict[str, torch.Tensor]:
+    torch.manual_seed(7)
+    return classifier(backbone).state_dict()
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "squeezenet1_1", "regnet_x_400mf", "alexnet"])
+@pytest.mark.parametrize("form", ["pth", "safetensors"])
+def test_torchvisions_weights_are_read_from_a_file(backbone: str, form: str) -> None:
+    state = classifier_state(backbone)
     file = io.BytesIO()
-    torch.save({"weight": torch.zeros(2)}, file)
-    with pytest.raises(CheckpointError, match=r"PyTorch's own \.pth files are pickles"):
+    torch.save(state, file)
+    data = file.getvalue() if form == "pth" else save_tensors(state)
+    net = fcn.FCN(backbone, 2, 16)
+    done = transplant(net, "file", CLASSES, reader(data))
+    assert done.input == TORCHVISION
+    assert all(name.startswith(("score_fr", "fuse")) for name in done.left)
+    own = net.trunk.state_dict()
+    assert own.keys() <= state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in own.items())
+    linear = ("head.fc6.weight", "head.fc7.weight") if backbone == "alexnet" else ()
+    assert done.coerced == linear
+    if linear:
+        fc6 = state["classifier.1.weight"].reshape(4096, 256, 6, 6)
+        assert torch.equal(net.head.fc6.weight, fc6)
+
+
+def test_googlenets_weights_want_the_input_that_torchvision_computes_for_them() -> None:
+    state = classifier_state("googlenet")
+    done = transplant(fcn.FCN("googlenet", 2), "x", CLASSES, reader(save_tensors(state)))
+    net = get_model("googlenet", init_weights=False, transform_input=True)
+    image = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
+    expected = net._transform_input(TORCHVISION.normalise(image))
+    torch.testing.assert_close(done.input.normalise(image), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_pickle_that_asks_for_more_than_weights_is_not_run(legacy: bool, tmp_path: Path) -> None:
+    file = io.BytesIO()
+    content = {"weight": torch.zeros(2), "more": Written(tmp_path / "owned")}
+    torch.save(content, file, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match="not a readable state dict of PyTorch"):
         transplant(fcn.FCN("squeezenet1_1", 2), "x", CLASSES, reader(file.getvalue()))
+    assert not (tmp_path / "owned").exists()
+
+
+@dataclass
+class Written:
+    """Unpickled without a guard, it writes a file."""
+
+    path: Path
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_every_truncated_pickle_is_refused(legacy: bool) -> None:
+    file = io.BytesIO()
+    state = {"conv1.weight": torch.zeros(9), "conv1.bias": torch.zeros(3)}
+    torch.save(state, file, _use_new_zipfile_serialization=not legacy)
+    data = file.getvalue()
+    for end in [*range(1, len(data), 37), len(data) - 1]:
+        with pytest.raises(CheckpointError):
+            read_state_dict(data[:end])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ([torch.zeros(1)], "holds a list; expected a state dict"),
+        ({}, "holds a dict; expected a state dict"),
+        ({"epoch": 3}, "'epoch' is no weight"),
+        ({1: torch.zeros(1)}, "1 is no weight"),
+        ({"weight": torch.zeros(2, 2).to_sparse()}, "'weight' is no plain tensor"),
+        ({"weight": torch.zeros(2, dtype=torch.complex64)}, "'weight' is no plain tensor"),
+    ],
+)
+def test_pickles_of_other_things_are_refused(content: object, reason: str) -> None:
+    file = io.BytesIO()
+    torch.save(content, file)
+    with pytest.raises(CheckpointError, match=reason):
+        read_state_dict(file.getvalue())
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_checkpoint_that_holds_a_state_dict_is_read(legacy: bool) -> None:
+    file = io.BytesIO()
+    content = {"epoch": 3, "model_state_dict": {"a": torch.ones(2).half()}}
+    torch.save(content, file, _use_new_zipfile_serialization=not legacy)
+    assert torch.equal(read_state_dict(file.getvalue())["a"], torch.ones(2))
+
+
+def test_further_channels_start_as_the_mean_of_the_three() -> None:
+    state = classifier_state("resnet18")
+    for in_channels in (1, 2, 4, 5):
+        net = fcn.FCN("resnet18", 2, in_channels=in_channels)
+        done = transplant(net, "x", CLASSES, reader(save_tensors(state)))
+        assert done.coerced == ("trunk.conv1.weight",)
+        own, three = net.trunk.conv1.weight, state["conv1.weight"]
+        kept = 3 if in_channels > 3 else 0
+        assert torch.equal(own[:, :kept], three[:, :kept])
+        further = own[:, kept:]
+        mean = three.mean(dim=1, keepdim=True).expand_as(further)
+        torch.testing.assert_close(further, mean)
+
+
+def test_scores_of_classes_with_the_same_name_are_kept() -> None:
+    source = trained(16)
+    torch.nn.init.normal_(source.net.fuse["16"].score_pool.weight)
+    net = fcn.FCN("resnet18", 3, 16)
+    classes = Classes.named(("sky", "square", "ground"))
+    done = transplant(net, "x", classes, reader(to_bytes(source)), init_classes="by_name")
+    for own, old in (
+        (net.score_fr, source.net.score_fr),
+        (net.fuse["16"].score_pool, source.net.fuse["16"].score_pool),
+    ):
+        assert torch.equal(own.weight[1], old.weight[1])
+        assert torch.equal(own.weight[2], old.weight[0])
+        assert not own.weight[0].any()
+    assert {"score_fr.weight", "fuse.16.score_pool.bias"} <= set(done.coerced) <= set(done.copied)
+    assert done.left == ()
+
+
+def test_trained_upsampling_of_new_classes_starts_bilinear() -> None:
+    source = fcn.Model(fcn.FCN("resnet18", 2, 32, learnable_upsampling=True), CLASSES, CAFFE)
+    torch.nn.init.ones_(source.net.upscore.weight)
+    net = fcn.FCN("resnet18", 2, 32, learnable_upsampling=True)
+    bilinear = net.upscore.weight[1].clone()
+    classes = Classes.named(("square", "sky"))
+    transplant(net, "x", classes, reader(to_bytes(source)), init_classes="by_name")
+    assert torch.equal(net.upscore.weight[0], torch.ones_like(bilinear))
+    assert torch.equal(net.upscore.weight[1], bilinear)
+
+
+def test_skips_on_another_scale_are_refused() -> None:
+    source = to_bytes(trained(16))
+    with pytest.raises(CheckpointError, match="at_once=False, but at_once=True was asked for"):
+        transplant(fcn.FCN("resnet18", 2, 8, at_once=True), "x", CLASSES, reader(source))
+    coarsest = to_bytes(trained(32))  # has no skip, so it starts either
+    transplant(fcn.FCN("resnet18", 2, 16, at_once=True), "x", CLASSES, reader(coarsest))
+
+
+def test_caffenet_has_no_weights_to_download() -> None:
+    with pytest.raises(CheckpointError, match=r"no ImageNet weights of caffenet; .* \.caffemodel"):
+        transplant(fcn.FCN("caffenet", 2), "imagenet", CLASSES)
 
 
 def test_weights_that_cannot_be_downloaded_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

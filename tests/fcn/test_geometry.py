@@ -177,16 +177,18 @@ def test_fc6_of_vgg_is_centred_and_that_of_alexnet_lies_half_a_cell_before() -> 
 
 
 def test_googlenet_sees_907_pixels_as_published() -> None:
-    """The paper's 907 counts the 7 x 7 average pooling, and kernels of 5 in the third branch.
+    """The paper's 907 counts the average pooling, 7 x 7, besides the layers of the FCN.
 
-    Torchvision's GoogLeNet has kernels of 3 there, so it sees less: 395 without the pooling.
+    Torchvision's GoogLeNet differs from the published one in two places: kernels of 3, not 5,
+    in the third branch, and a last max pooling of 2, not 3. It sees 379, 571 with the pooling.
     """
     net = light("googlenet", 32)
     (torchvision,) = trace(net.trunk)  # type: ignore[arg-type]
-    assert torchvision.field == 395
+    assert (torchvision.field, torchvision.conv(7, padding=3).field) == (379, 571)
     for name, layer in net.trunk.named_modules():
-        if isinstance(layer, nn.Conv2d) and ".branch3.1." in f"{name}.":
+        if name.endswith("branch3.1.conv"):
             layer.kernel_size, layer.padding = (5, 5), (2, 2)
+    net.trunk.maxpool4.kernel_size, net.trunk.maxpool4.padding = 3, 1
     (published,) = trace(net.trunk)  # type: ignore[arg-type]
     assert published.conv(7, padding=3) == CoordinateMap(32, 0, 907)
 

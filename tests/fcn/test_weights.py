@@ -1,5 +1,4 @@
 import io
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from fcn.checkpoint import to_bytes
 from fcn.classes import Classes
 from fcn.errors import CheckpointError
 from fcn.input import CAFFE, TORCHVISION
-from fcn.state_dicts import read_state_dict
 from fcn.trunks import classifier
 from fcn.weights import transplant
 from tests.fcn.scenes import CLASSES
@@ -137,63 +135,6 @@ def test_googlenets_weights_want_the_input_that_torchvision_computes_for_them() 
     image = torch.randint(0, 256, (1, 3, 8, 8), dtype=torch.uint8)
     expected = net._transform_input(TORCHVISION.normalise(image))
     torch.testing.assert_close(done.input.normalise(image), expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("legacy", [False, True])
-def test_a_pickle_that_asks_for_more_than_weights_is_not_run(legacy: bool, tmp_path: Path) -> None:
-    file = io.BytesIO()
-    content = {"weight": torch.zeros(2), "more": Written(tmp_path / "owned")}
-    torch.save(content, file, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(CheckpointError, match="not a readable state dict of PyTorch"):
-        transplant(fcn.FCN("squeezenet1_1", 2), "x", CLASSES, reader(file.getvalue()))
-    assert not (tmp_path / "owned").exists()
-
-
-@dataclass
-class Written:
-    """Unpickled without a guard, it writes a file."""
-
-    path: Path
-
-    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize("legacy", [False, True])
-def test_every_truncated_pickle_is_refused(legacy: bool) -> None:
-    file = io.BytesIO()
-    state = {"conv1.weight": torch.zeros(9), "conv1.bias": torch.zeros(3)}
-    torch.save(state, file, _use_new_zipfile_serialization=not legacy)
-    data = file.getvalue()
-    for end in [*range(1, len(data), 37), len(data) - 1]:
-        with pytest.raises(CheckpointError):
-            read_state_dict(data[:end])
-
-
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
-        ([torch.zeros(1)], "holds a list; expected a state dict"),
-        ({}, "holds a dict; expected a state dict"),
-        ({"epoch": 3}, "'epoch' is no weight"),
-        ({1: torch.zeros(1)}, "1 is no weight"),
-        ({"weight": torch.zeros(2, 2).to_sparse()}, "'weight' is no plain tensor"),
-        ({"weight": torch.zeros(2, dtype=torch.complex64)}, "'weight' is no plain tensor"),
-    ],
-)
-def test_pickles_of_other_things_are_refused(content: object, reason: str) -> None:
-    file = io.BytesIO()
-    torch.save(content, file)
-    with pytest.raises(CheckpointError, match=reason):
-        read_state_dict(file.getvalue())
-
-
-@pytest.mark.parametrize("legacy", [False, True])
-def test_a_checkpoint_that_holds_a_state_dict_is_read(legacy: bool) -> None:
-    file = io.BytesIO()
-    content = {"epoch": 3, "model_state_dict": {"a": torch.ones(2).half()}}
-    torch.save(content, file, _use_new_zipfile_serialization=not legacy)
-    assert torch.equal(read_state_dict(file.getvalue())["a"], torch.ones(2))
 
 
 def test_further_channels_start_as_the_mean_of_the_three() -> None:

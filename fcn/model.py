@@ -138,11 +138,16 @@ class FCN(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Scores ``N x C x H x W`` of a normalised image batch ``N x in_channels x H x W``."""
+        score = self.score(image)  # 1/8
+        return fit(self.upscore(score), self.upscore.crop, *image.shape[2:])  # 1/1
+
+    def score(self, image: Tensor) -> Tensor:
+        """The fused scores ``N x C x h x w`` at the network's stride, before the last upscore."""
         *skips, last = self.trunk(image).values()  # 1/8, 1/16, 1/32
-        score = self.score_fr(self.head(last))  # 1/32
+        score: Tensor = self.score_fr(self.head(last))  # 1/32
         for fuse, pool in zip(self.fuse.values(), reversed(skips), strict=True):
             score = fuse(score, pool)  # 1/16, then 1/8
-        return fit(self.upscore(score), self.upscore.crop, *image.shape[2:])  # 1/1
+        return score
 
     def split(self, scores: Tensor) -> dict[str, Tensor]:
         """Scores ``N x C x H x W`` by head, each with its own classes.

@@ -22,8 +22,8 @@ MAX_WHOLE_PIXELS = 4_000_000
 MAX_SCORES = 84_000_000
 """Pixels times classes of an image that runs whole: 336 MB of scores, 4 MP at 21 classes."""
 
-BAND_ROWS = 64
-"""Rows of scores whose labels and probabilities a CPU reads off together: 2.7 MB at 500 x 21."""
+BAND_ROWS = 24
+"""Rows that a CPU upsamples and reads off together: 1 MB of scores at 500 pixels and 21 classes."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,8 @@ class Predictor:
     @torch.inference_mode()
     def _run(self, images: Sequence[np.ndarray]) -> list[Prediction]:
         """Images of equal size, together."""
-        scores = self._score(images[0][None] if len(images) == 1 else np.stack(images))
-        labels, sums = self._choose(scores)
+        score = self._score(images[0][None] if len(images) == 1 else np.stack(images))
+        labels, sums = self._choose(score, 0, 0, *images[0].shape[:2])
         num_pixels = labels[0].size
         return [
             Prediction(label, total / num_pixels)
@@ -142,38 +142,40 @@ class Predictor:
         for top, left in itertools.product(range(0, height, tile), range(0, width, tile)):
             y, x = max(0, top - margin), max(0, left - margin)
             seen = image[y : top + tile + margin, x : left + tile + margin]
-            scores = self._score(seen[None])
-            core = scores[..., top - y : top - y + tile, left - x : left - x + tile]
-            labels, sums = self._choose(core)
-            label[top : top + tile, left : left + tile] = labels[0]
+            core = label[top : top + tile, left : left + tile]
+            labels, sums = self._choose(self._score(seen[None]), top - y, left - x, *core.shape)
+            core[:] = labels[0]
             total += float(sums)
         return [Prediction(label, total / (height * width))]
 
     def _score(self, pixels: np.ndarray) -> Tensor:
-        """Scores ``N x C x H x W`` of uint8 ``N x H x W x 3``."""
+        """Scores ``N x C x h x w`` at the network's stride, of uint8 ``N x H x W x 3``."""
         pixels = np.require(pixels, None, ["C", "W"])  # what torch takes
         images = torch.from_numpy(pixels).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         with autocast(self.device, self.precision):
-            scores: Tensor = self.net(self.model.input.normalise(images))
-        return scores
+            score: Tensor = self.net.score(self.model.input.normalise(images))
+        return score
 
-    def _choose(self, scores: Tensor) -> tuple[np.ndarray, Tensor]:
-        """Winning classes ``N x H x W``, and per image the sum of their probabilities.
+    def _choose(
+        self, score: Tensor, top: int, left: int, height: int, width: int
+    ) -> tuple[np.ndarray, Tensor]:
+        """Winning classes in a window, and per image the sum of their probabilities.
 
-        On a CPU a band of rows at a time, which stays in the cache.
+        On a CPU the scores of all pixels are never in memory, only those of a band of rows.
         """
-        num, _, height, width = scores.shape
-        rows = BAND_ROWS if self.device.type == "cpu" else height
-        labels = np.empty((num, height, width), self._dtype)
-        sums = torch.zeros(num, dtype=torch.float64, device=self.device)
-        for top in range(0, height, rows):
-            band = scores[:, :, top : top + rows].float()
+        upscore = self.net.upscore
+        window = upscore.crop + top, upscore.crop + left, height, width
+        num_rows = BAND_ROWS if self.device.type == "cpu" else height
+        labels = np.empty((len(score), height, width), self._dtype)
+        sums = torch.zeros(len(score), dtype=torch.float64, device=self.device)
+        for number, scores in enumerate(upscore.bands(score, *window, num_rows)):
+            band = scores.float()
             best, winner = band.max(dim=1)
-            inverse = (band - best[:, None]).exp_().sum(dim=1)
+            inverse = band.sub_(best[:, None]).exp_().sum(dim=1)
             sums += inverse.reciprocal_().sum(dim=(1, 2), dtype=torch.float64)
             if self._dtype is np.uint8:
                 winner = winner.byte()  # before it leaves the device
-            labels[:, top : top + rows] = winner.cpu().numpy()
+            labels[:, number * num_rows : (number + 1) * num_rows] = winner.cpu().numpy()
         return labels, sums
 
     @property

@@ -10,6 +10,7 @@ from fcn.errors import DeviceError
 from fcn.images import decode_image
 from fcn.input import TORCHVISION
 from fcn.predict import Predictor
+from tests.fcn.models import varied_model
 from tests.fcn.scenes import CLASSES
 
 SIZES = [(40, 50), (1, 1), (33, 65), (40, 50), (97, 31)]
@@ -48,13 +49,17 @@ def test_a_label_map_does_not_depend_on_its_neighbours(rng: np.random.Generator)
         assert alone.confidence == prediction.confidence
 
 
-def test_labels_and_confidence_are_those_of_the_scores(rng: np.random.Generator) -> None:
-    trained = model()
-    (image, *_) = images(rng)
+@pytest.mark.parametrize("backbone", ["resnet18", "squeezenet1_1"])
+@pytest.mark.parametrize("size", [(97, 131), (24, 30), (1, 1)])
+def test_labels_and_confidence_are_those_of_the_scores(
+    backbone: str, size: tuple[int, int], rng: np.random.Generator
+) -> None:
+    trained = varied_model(backbone)
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
     (found,) = Predictor(trained).predict([image])
     with torch.no_grad():
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
-        share = trained.net.eval()(TORCHVISION.normalise(pixels)).softmax(dim=1)
+        share = trained.net(TORCHVISION.normalise(pixels)).softmax(dim=1)
     assert np.array_equal(found.label, share.argmax(dim=1)[0])
     assert found.confidence == pytest.approx(float(share.max(dim=1).values.mean()), abs=1e-5)
 
@@ -86,7 +91,7 @@ def test_large_images_are_tiled_without_being_asked(rng: np.random.Generator) ->
     image = rng.integers(0, 256, (1700, 2400, 3), np.uint8)
     predictor = Predictor(model("squeezenet1_1"))
     seen = []
-    predictor.net.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[2:]))
+    predictor.net.trunk.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[2:]))
     (label,) = predictor([image])
     assert label.shape == (1700, 2400)
     assert len(seen) == 6

@@ -60,6 +60,24 @@ def test_scores_do_not_fade_at_the_border() -> None:
         assert float(out[0, 0, 0, 0]) == pytest.approx(corner)
 
 
+@pytest.mark.parametrize("num_rows", [1, 7, 100])
+@pytest.mark.parametrize("learnable", [False, True])
+@pytest.mark.parametrize("replicate_border", [True, False])
+@pytest.mark.parametrize("offset", [0.0, 3.5])
+def test_bands_make_up_the_window(
+    num_rows: int, learnable: bool, replicate_border: bool, offset: float
+) -> None:
+    options = {"replicate_border": replicate_border, "learnable": learnable}
+    up = Upscore(3, CoordinateMap(8, offset), PIXEL, **options)
+    score = torch.randn(2, 3, 5, 7)
+    for window in [(up.crop, up.crop, 33, 50), (9, 17, 20, 3), (31, 0, 1, 56)]:
+        top, left, height, width = window
+        bands = list(up.bands(score, *window, num_rows))
+        assert all(band.shape[2] <= num_rows for band in bands)
+        expected = up(score)[..., top : top + height, left : left + width]
+        torch.testing.assert_close(torch.cat(bands, dim=2), expected)
+
+
 def test_upsampling_needs_a_finer_target() -> None:
     with pytest.raises(ValueError, match="cannot upsample stride 8 to stride 8"):
         Upscore(1, VGG, VGG, replicate_border=True)

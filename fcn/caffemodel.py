@@ -28,6 +28,8 @@ MAX_BLOBS = 16
 """Of one layer; a convolution has two, the largest of Caffe's layers nine."""
 MAX_AXES = 32
 """The same as Caffe's ``kMaxBlobAxes``."""
+MAX_SIDE = 2**31 - 1
+"""Of a shape, as in Caffe, whose sizes are ints; a blob without data can claim any."""
 
 _KINDS = ("weight", "bias")
 
@@ -123,7 +125,7 @@ def _blob(message: memoryview, key: str) -> Tensor:
         raise CheckpointError(f"{key}: {len(numbers):,} bytes are no whole count of {dtype.name}")
     array = np.frombuffer(numbers, dtype)
     shape = list(legacy.values()) if shape is None else shape
-    if math.prod(shape) != array.size:
+    if math.prod(shape) != array.size or max(shape, default=0) > MAX_SIDE:
         raise CheckpointError(
             f"{key} holds {array.size:,} numbers, but its shape is {' x '.join(map(str, shape))}"
         )

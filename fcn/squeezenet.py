@@ -1,6 +1,7 @@
 """SqueezeNet 1.1's released ImageNet weights, as an ``.npz`` under their Caffe names."""
 
 import io
+import tokenize
 import zipfile
 import zlib
 
@@ -11,6 +12,21 @@ from torch import Tensor
 from fcn.errors import CheckpointError
 from fcn.model import FCN
 from fcn.state_dicts import MAX_UNPACKED_BYTES
+
+_NPZ_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    tokenize.TokenError,  # an array's header is read as Python's literals
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    RuntimeError,  # an encrypted archive; NotImplementedError, an unknown compression
+    TypeError,
+    ValueError,
+)
+"""What zipfile and numpy say of archives that are damaged, or no archives."""
 
 
 def read_squeezenet(net: FCN, data: bytes) -> dict[str, Tensor]:
@@ -74,14 +90,3 @@ def _arrays(data: bytes) -> dict[str, np.ndarray]:
             return {name: arrays[name] for name in arrays.files}
     except _NPZ_ERRORS as error:
         raise CheckpointError(f"not a readable .npz file: {error}") from error
-
-
-_NPZ_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    ValueError,
-    EOFError,
-    OSError,
-    MemoryError,
-    RuntimeError,  # an encrypted archive; NotImplementedError, an unknown compression
-)

@@ -129,11 +129,18 @@ def _from_imagenet(net: FCN) -> Transplant:
 
 def _from_classifier(net: FCN, state: Mapping[str, Tensor]) -> Transplant:
     """Torchvision's classifier weights, its Linear layers reshaped to convolutions."""
+    with torch.device("meta"):
+        source = classifier(net.backbone)
+    # A ResNet-34 has all that a ResNet-18 has, under the same names and shapes, and more.
+    unknown = sorted(state.keys() - source.state_dict().keys())
+    if unknown:
+        raise CheckpointError(
+            f"init holds {len(unknown)} weights that {net.backbone} does not have, first "
+            f"{unknown[0]}; give the weights of that very classifier"
+        )
     tensors = {f"trunk.{name}": tensor for name, tensor in state.items()}
     own = [name for name, _ in net.head.named_children() if name in {"fc6", "fc7"}]
-    with torch.device("meta"):
-        layers = classifier(net.backbone).named_modules() if own else ()
-    linear = [name for name, layer in layers if isinstance(layer, nn.Linear)]
+    linear = [name for name, layer in source.named_modules() if isinstance(layer, nn.Linear)]
     coerced = []
     for layer, old in zip(own, linear, strict=False):
         for kind in ("weight", "bias"):

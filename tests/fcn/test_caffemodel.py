@@ -76,6 +76,10 @@ def layer(name: str, *blobs: bytes) -> bytes:
         (layer("a", b"\x28\x01"), "a.weight: its data have wire type 0"),
         (layer("a", b"\x0a\x01\x01"), "its shape has wire type 2"),
         (layer("a", b"\x3a\x0b\x08" + b"\xff" * 9 + b"\x01"), "a.weight holds 0 numbers"),
+        (
+            layer("a", b"\x3a\x0d\x08\x00\x08" + b"\xff" * 9 + b"\x01"),
+            "its shape is 0 x 18446744073",
+        ),
         (layer("a", b"\x3a\x42\x0a\x40" + b"\x01" * 64), "more than 32 axes"),
         (layer("a", *[blob(np.zeros(1, "f4"))] * 3), "'a' holds 3 blobs"),
         (layer("a", *[blob(np.zeros(1, "f4"))] * 17), "more than 16 blobs"),

@@ -1,4 +1,6 @@
 import io
+import struct
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,25 @@ def test_an_npz_of_pickles_is_refused() -> None:
         transplant(fcn.FCN("squeezenet1_1", 2), "x", CLASSES, reader(file.getvalue()))
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': (",
+        "{[]: 1}",
+        "{'descr': (), 'fortran_order': False, 'shape': (1,)}",
+        f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({10**30},)}}",
+        f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**40},)}}",
+    ],
+)
+def test_an_npz_of_a_strange_array_is_refused(header: str) -> None:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        size = struct.pack("<H", len(header) + 1)
+        archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + size + header.encode() + b"\n")
+    with pytest.raises(CheckpointError, match=r"not a readable \.npz"):
+        transplant(fcn.FCN("squeezenet1_1", 2), "x", CLASSES, reader(file.getvalue()))
+
+
 def test_an_npz_without_a_layer_is_refused() -> None:
     file = io.BytesIO()
     np.savez(file, **{"conv1.weight": np.zeros((64, 3, 3, 3), np.float32)})
@@ -126,6 +147,14 @@ def test_torchvisions_weights_are_read_from_a_file(backbone: str, form: str) -> 
     if linear:
         fc6 = state["classifier.1.weight"].reshape(4096, 256, 6, 6)
         assert torch.equal(net.head.fc6.weight, fc6)
+
+
+def test_the_weights_of_a_deeper_classifier_are_refused() -> None:
+    """All that a ResNet-18 has, under the same names and shapes, a ResNet-34 has too."""
+    data = save_tensors(classifier_state("resnet34"))
+    reason = r"96 weights that resnet18 does not have, first layer1\.2\.bn1\.bias"
+    with pytest.raises(CheckpointError, match=reason):
+        transplant(fcn.FCN("resnet18", 2), "x", CLASSES, reader(data))
 
 
 def test_googlenets_weights_want_the_input_that_torchvision_computes_for_them() -> None:

@@ -41,10 +41,10 @@ def load_caffemodel(file: bytes | str | Path | BinaryIO) -> FCN:
     """A network of the authors' release, from its ``.caffemodel``.
 
     Known are the nets of PASCAL VOC (32s, 16s, 8s, 8s at once, AlexNet), PASCAL-Context, SIFT
-    Flow (two heads, ``sem`` and ``geo``), and NYUDv2 with one trunk (colour, HHA, colour and
-    depth). The network has their geometry ("reference") and wants their input: float BGR
-    0..255 minus the mean of their data, which is (104.00699, 116.66877, 122.67892) for VOC; a
-    fourth channel is the logarithm of the depth minus 7.844.
+    Flow (two tasks, ``sem`` and ``geo``, see `FCN.split`), and NYUDv2 with one trunk (colour,
+    HHA, colour and depth). The network has their geometry ("reference") and wants their input:
+    float BGR 0..255 minus the mean of their data, which is (104.00699, 116.66877, 122.67892)
+    for VOC; a fourth channel is the logarithm of the depth minus 7.844.
 
     Raises:
         CheckpointError: The file is damaged, or holds another network; the message names the
@@ -82,6 +82,9 @@ def released_net(tensors: Mapping[str, Tensor], *, at_once: bool = False) -> FCN
     Raises:
         CheckpointError: The weights are of no such network.
     """
+    wrong = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    if wrong:
+        raise CheckpointError(f"{wrong[0]} holds {tensors[wrong[0]].dtype}, expected floats")
     first, backbone = _trunk(tensors)
     heads = _heads(tensors)
     if heads:

@@ -15,7 +15,7 @@ from fcn.checkpoint import is_safetensors, read_safetensors
 from fcn.errors import CheckpointError
 
 MAX_UNPACKED_BYTES = 4 << 30
-"""Limit on what an archive unpacks to; the largest trunk has a seventh of it."""
+"""Limit on what an archive unpacks to, and on its tensors; the largest trunk has a seventh."""
 
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 """What files begin with: torch.save's since 1.6 and .npz, and torch.save's before."""
@@ -51,12 +51,18 @@ def read_state_dict(data: bytes) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: The bytes are damaged, hold more than weights, or unpack to more than
-            `MAX_UNPACKED_BYTES`.
+            `MAX_UNPACKED_BYTES`, as an archive or as float32 tensors.
     """
     tensors = read_safetensors(data)[0] if is_safetensors(data) else _unpickled(data)
     wrong = [name for name, tensor in tensors.items() if not _is_plain(tensor)]
     if wrong:
         raise CheckpointError(f"{wrong[0]!r} is no plain tensor of numbers on a CPU")
+    # A tensor may repeat few numbers of its file over any shape, by strides of 0.
+    size = sum(4 * tensor.numel() for tensor in tensors.values())
+    if size > MAX_UNPACKED_BYTES:
+        raise CheckpointError(
+            f"the state dict's tensors take {size:,} bytes, above {MAX_UNPACKED_BYTES:,}"
+        )
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
 
 

@@ -23,6 +23,7 @@ SCALES = {
 }
 MIXED = bilinear(21, 4)
 MIXED[0, 1, 0, 0] = 0.5
+SCORES = [np.zeros((3, 4096, 1, 1), "f4")]
 
 
 @pytest.fixture(scope="module")
@@ -232,11 +233,35 @@ def small(**changes: list[np.ndarray] | None) -> bytes:
             "two trunks .conv1_1color.weight, conv1_1hha.weight.",
         ),
         (
-            small(score_fr=None, score_fr_sem=[np.zeros((3, 4096, 1, 1), "f4")]),
-            "unknown layer|absent",
+            small(score_fr=None, score_fr_sem=SCORES),
+            "conv2.weight is absent",
+        ),
+        (
+            small(
+                **{f"score_fr_{head}": SCORES for head in ("sem", "geo")},
+                upscore_sem=[bilinear(3, 64)],
+            ),
+            "layer upscore_geo is absent, but upscore_sem is there",
+        ),
+        (
+            small(score_fr_sem=SCORES, score_fr_geo=[np.zeros((3, 512, 1, 1), "f4")]),
+            "the heads of score_fr do not fit together",
         ),
     ],
 )
 def test_other_networks_are_named_layer_by_layer(data: bytes, reason: str) -> None:
     with pytest.raises(CheckpointError, match=reason):
         fcn.load_caffemodel(data)
+
+
+@pytest.mark.parametrize("name", ["score_fr", "upscore", "scale_pool4"])
+def test_weights_that_are_no_floats_are_refused(name: str) -> None:
+    state = {
+        "conv1_1.weight": torch.zeros(64, 3, 3, 3),
+        "score_fr.weight": torch.zeros(2, 4096, 1, 1),
+        f"{name}.weight": torch.zeros(2, 1, 64, 64, dtype=torch.int64),
+    }
+    file = io.BytesIO()
+    torch.save(state, file)
+    with pytest.raises(CheckpointError, match=rf"{name}.weight holds torch.int64, expected floats"):
+        fcn.load_torchfcn(file.getvalue())

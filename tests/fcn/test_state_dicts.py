@@ -51,6 +51,8 @@ def test_every_truncated_pickle_is_refused(legacy: bool) -> None:
         ({1: torch.zeros(1)}, "1 is no weight"),
         ({"weight": torch.zeros(2, 2).to_sparse()}, "'weight' is no plain tensor"),
         ({"weight": torch.zeros(2, dtype=torch.complex64)}, "'weight' is no plain tensor"),
+        ({"weight": torch.zeros(1).half().expand(2**40)}, "tensors take 4,398,046,511,104 bytes"),
+        (dict.fromkeys("abcde", torch.zeros(1).expand(2**28)), "tensors take 5,368,709,120 bytes"),
     ],
 )
 def test_pickles_of_other_things_are_refused(content: object, reason: str) -> None:

@@ -90,8 +90,14 @@ def _limit_seconds(seconds: float) -> None:
 
 
 def _limit_memory(more: int) -> None:
-    """Allow so many bytes beside those that are mapped now; where no /proc is, all there are."""
+    """Allow so many bytes beside those that are mapped now; where no /proc is, all there are.
+
+    Never more than what this process was given as its own hard limit (``ulimit -v``).
+    """
     if _STATM.exists():
         mapped = int(_STATM.read_text("ascii").split()[0]) * resource.getpagesize()
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        resource.setrlimit(resource.RLIMIT_AS, (mapped + more, hard))
+        allowed = mapped + more
+        if hard != resource.RLIM_INFINITY:
+            allowed = min(allowed, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (allowed, hard))

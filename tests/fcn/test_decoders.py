@@ -172,6 +172,32 @@ def test_processes_that_cannot_start_are_no_fault_of_the_image(
         Decoders(1).decode(b"", max_pixels=1)
 
 
+LIMITED = """
+import resource, sys
+from pathlib import Path
+from fcn.decoders import Decoders
+
+resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
+decoders = Decoders(1)
+found = decoders.decode(Path(sys.argv[1]).read_bytes(), max_pixels=10**8)
+print(*found.pixels.shape)
+decoders.close()
+"""
+
+
+def test_decoders_keep_within_the_memory_that_their_parent_may_use(tmp_path: Path) -> None:
+    """A hard limit, as by ``ulimit -v``, below what the request would allow."""
+    (tmp_path / "good").write_bytes(qoi(20))
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, tmp_path / "good", str(3 << 30)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+    assert (done.stdout, done.stderr) == ("3 20 3\n", "")
+
+
 PARENT = """
 import sys, threading
 from pathlib import Path

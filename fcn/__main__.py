@@ -42,7 +42,7 @@ def _predict(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     try:
         predictor = Predictor(model, device=options.device)
         options.out.mkdir(parents=True, exist_ok=True)
-    except (FcnError, OSError) as error:
+    except (FcnError, OSError, ValueError) as error:
         parser.error(str(error))
     failed = [path for path in options.images if not _segment(path, predictor, options.out)]
     if failed:
@@ -56,7 +56,7 @@ def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     model = _load(options.model, parser)
     try:
         _WRITERS[options.out.suffix](model, options.out, labels=options.labels)
-    except (ModuleNotFoundError, OSError) as error:
+    except (ModuleNotFoundError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{options.model} -> {options.out}")

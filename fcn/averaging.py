@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fcn.checkpoint import Model
+from fcn.checkpoint import Model, check_gives_labels
 from fcn.classes import Classes
 from fcn.device import Precision, autocast, find_device
 from fcn.predict import Prediction, check_images
@@ -33,7 +33,8 @@ class AveragedPredictor:
 
     Raises:
         DeviceError: a device this machine does not have.
-        ValueError: no scale, or one that is not above 0.
+        ValueError: no scale, or one that is not above 0; a model of other than three channels,
+            or of several tasks.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class AveragedPredictor:
     ) -> None:
         if not scales or min(scales) <= 0:
             raise ValueError(f"scales must be one or more numbers above 0, found {scales}")
+        check_gives_labels(model)
         self.device = find_device(device)
         self.precision: Precision = precision
         self.model = model

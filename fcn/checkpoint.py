@@ -119,7 +119,7 @@ def load(file: bytes | str | Path | BinaryIO) -> Model:
                 at_once=card.at_once,
                 heads=card.heads,
             )
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:  # torch's, of sizes too large
         raise CheckpointError(f"the model card cannot be built: {error}") from error
     check_fit(net, tensors)
     net.load_state_dict(tensors, assign=True)
@@ -127,12 +127,13 @@ def load(file: bytes | str | Path | BinaryIO) -> Model:
 
 
 def check_fit(net: FCN, tensors: Mapping[str, Tensor]) -> None:
-    """Check that weights have the very names and shapes of a network's.
+    """Check that weights have the very names, shapes and dtypes of a network's.
 
     Raises:
-        CheckpointError: a weight is missing, unknown, or of another shape.
+        CheckpointError: a weight is missing, unknown, or of another shape or dtype.
     """
-    expected = {name: tensor.shape for name, tensor in net.state_dict().items()}
+    own = net.state_dict()
+    expected = {name: tensor.shape for name, tensor in own.items()}
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if expected != found:
         wrong = sorted(n for n in expected.keys() | found if expected.get(n) != found.get(n))
@@ -141,6 +142,9 @@ def check_fit(net: FCN, tensors: Mapping[str, Tensor]) -> None:
             f"{len(wrong)} of {len(expected)} weights do not fit {net.backbone}: {first} is "
             f"{shape_text(found.get(first))}, expected {shape_text(expected.get(first))}"
         )
+    for name, tensor in tensors.items():
+        if tensor.dtype != own[name].dtype:
+            raise CheckpointError(f"{name} holds {tensor.dtype}, expected {own[name].dtype}")
 
 
 def is_safetensors(data: bytes) -> bool:
@@ -180,6 +184,20 @@ def _read_card(metadata: Mapping[str, str]) -> _Card:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise CheckpointError(f"the model card is not valid: {place}: {first['msg']}") from error
+
+
+def check_gives_labels(model: Model) -> None:
+    """Find out whether a model makes label maps of RGB images.
+
+    Raises:
+        ValueError: a model of other than three channels, or of several tasks.
+    """
+    if model.net.in_channels != 3 or model.net.heads is not None:
+        raise ValueError(
+            "label maps come from RGB images and one task, but the model sees "
+            f"{model.net.in_channels} channels and has the heads {model.net.heads}; "
+            "call model.net on tensors"
+        )
 
 
 def file_bytes(file: bytes | str | Path | BinaryIO) -> bytes:

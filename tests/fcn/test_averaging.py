@@ -20,6 +20,8 @@ PLAIN = InputSpec(channel_order="RGB", mean=(0, 0, 0), std=(1, 1, 1))
 class Brightness(nn.Module):
     """Scores of each pixel by itself: class 1 where red is above 100."""
 
+    in_channels, heads = 3, None
+
     def forward(self, image: Tensor) -> Tensor:
         return torch.cat([torch.full_like(image[:, :1], 100), image[:, :1]], dim=1)
 
@@ -110,7 +112,7 @@ def test_pixels_of_a_view_lie_where_they_belong_in_the_image() -> None:
 def test_probabilities_are_averaged_not_labels() -> None:
     """Two sure looks and an unsure one, as a network that doubts small views."""
 
-    class Doubtful(nn.Module):
+    class Doubtful(Brightness):
         def forward(self, image: Tensor) -> Tensor:
             first = 10.0 if image.shape[3] == 20 else -1.0
             return torch.stack([torch.full_like(image[:, 0], first), 0 * image[:, 0]], dim=1)
@@ -135,6 +137,13 @@ def test_images_of_one_pixel_can_be_halved() -> None:
 def test_scales_must_be_above_0(scales: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="scales must be one or more numbers above 0"):
         AveragedPredictor(brightness(), scales=scales)
+
+
+@pytest.mark.parametrize("options", [{"in_channels": 4}, {"heads": {"a": 1, "b": 1}}])
+def test_models_of_other_images_or_of_several_tasks_are_refused(options: dict[str, Any]) -> None:
+    net = fcn.FCN("squeezenet1_1", 2, **options)
+    with pytest.raises(ValueError, match="one task, but the model sees"):
+        AveragedPredictor(fcn.Model(net, fcn.Classes.named("ab"), PLAIN))
 
 
 def test_what_is_no_image_or_device_is_refused() -> None:

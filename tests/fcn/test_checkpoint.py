@@ -103,6 +103,16 @@ def test_weights_must_fit_the_card() -> None:
         fcn.load(save_tensors(tensors, metadata))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.complex64])
+def test_weights_must_be_of_the_networks_dtype(dtype: torch.dtype) -> None:
+    data = to_bytes(model())
+    _, metadata = read_safetensors(data)
+    tensors = load_tensors(data)
+    tensors["score_fr.weight"] = tensors["score_fr.weight"].to(dtype)
+    with pytest.raises(CheckpointError, match=rf"score_fr.weight holds {dtype}, expected .*32"):
+        fcn.load(save_tensors(tensors, metadata))
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -114,6 +124,7 @@ def test_weights_must_fit_the_card() -> None:
         ({"classes": [{"id": 0}]}, "colour"),
         ({"code": "import os"}, "code"),
         ({"in_channels": 0}, "in_channels"),
+        ({"in_channels": 2**62}, "card cannot be built: Storage size"),
         ({"heads": {"a": 5}}, "heads"),
     ],
 )

@@ -74,6 +74,16 @@ def test_a_model_that_cannot_be_loaded_is_a_bad_argument(model, photo, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_of_several_tasks_is_a_bad_argument(photo, tmp_path, capsys):
+    net = fcn.FCN("squeezenet1_1", 2, 16, heads={"a": 1, "b": 1})
+    path = tmp_path / "model.safetensors"
+    fcn.save(fcn.Model(net, fcn.Classes.named("ab"), TORCHVISION), path)
+    with pytest.raises(SystemExit) as stop:
+        predict(photo, model=path, out=tmp_path / "out")
+    assert stop.value.code == 2
+    assert "has the heads {'a': 1, 'b': 1}" in capsys.readouterr().err
+
+
 def test_two_images_of_one_name_are_refused(photo, model_path, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         predict(photo, tmp_path / "other" / "photo.png", model=model_path, out=tmp_path / "out")

@@ -156,6 +156,14 @@ def test_labels_have_room_for_every_class(num_classes, dtype) -> None:
     assert (found == num_classes - 1).all()
 
 
+@pytest.mark.parametrize("write", [to_onnx, to_torch_export])
+@pytest.mark.parametrize("options", [{"in_channels": 4}, {"heads": {"a": 1, "b": 1}}])
+def test_models_of_other_images_or_of_several_tasks_are_refused(write, options) -> None:
+    net = fcn.FCN("squeezenet1_1", 2, **options)
+    with pytest.raises(ValueError, match="one task, but the model sees"):
+        write(fcn.Model(net, fcn.Classes.named("ab"), CAFFE), io.BytesIO())
+
+
 def test_without_the_extra_the_error_names_it(monkeypatch, squeezenet) -> None:
     monkeypatch.setattr(fcn.export, "find_spec", lambda name: None if "script" in name else name)
     with pytest.raises(ModuleNotFoundError, match=r"needs onnxscript: pip .*fcn-flows\[export\]"):

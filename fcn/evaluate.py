@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from fcn.averaging import AveragedPredictor
 from fcn.boundary import boundary_f1
 from fcn.classes import Classes
-from fcn.errors import LabelError
+from fcn.errors import FcnError, LabelError
 from fcn.images import decode_image
 from fcn.intervals import Intervals, bootstrap, tally
 from fcn.masks import decode_mask
@@ -122,22 +123,22 @@ def score_samples(
     """Predict samples one by one, in their order; the next is decoded meanwhile.
 
     Raises:
-        LabelError: a label map of another size than its image, or with a value that is
-            neither a class nor ``ignore_index``.
+        ImageError: A sample whose image or label map cannot be decoded; says which.
+        LabelError: A label map of another size than its image, or with a value that is
+            neither a class nor ``ignore_index``; says of which sample.
     """
     classes = predictor.classes
     with ThreadPoolExecutor(1) as decoder:
-        for image, label in _one_ahead(decoder, samples):
-            if image.shape[:2] != label.shape:
-                raise LabelError(f"label map is {label.shape}, its image {image.shape[:2]}")
+        for key, image, label in _one_ahead(decoder, samples):
             (prediction,) = predictor([image])
-            matrix = confusion(label, prediction, len(classes), classes.ignore_index)
+            with _named(key):
+                matrix = confusion(label, prediction, len(classes), classes.ignore_index)
             yield Scored(image, label, prediction, matrix)
 
 
 def _one_ahead(
     decoder: ThreadPoolExecutor, samples: Iterable[Labelled]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     pending = None
     for sample in samples:
         following = decoder.submit(_decode, sample)
@@ -148,5 +149,19 @@ def _one_ahead(
         yield pending.result()
 
 
-def _decode(sample: Labelled) -> tuple[np.ndarray, np.ndarray]:
-    return decode_image(sample.image).pixels, decode_mask(sample.label)
+def _decode(sample: Labelled) -> tuple[str, np.ndarray, np.ndarray]:
+    """Key, image and label map."""
+    with _named(sample.key):
+        image, label = decode_image(sample.image).pixels, decode_mask(sample.label)
+        if image.shape[:2] != label.shape:
+            raise LabelError(f"label map is {label.shape}, its image {image.shape[:2]}")
+    return sample.key, image, label
+
+
+@contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Errors about data say of which sample they are."""
+    try:
+        yield
+    except FcnError as error:
+        raise type(error)(f"sample {key}: {error}") from error

@@ -8,12 +8,13 @@ import pytest
 from fcn.averaging import AveragedPredictor
 from fcn.boundary import boundary_f1
 from fcn.classes import Classes
-from fcn.errors import LabelError
+from fcn.errors import EmptyImage, LabelError, TruncatedImage
 from fcn.evaluate import Scored, score_samples, score_split
+from fcn.masks import encode_mask
 from fcn.metrics import Scores, confusion
 from fcn.predict import Predictor
 from tests.fcn.models import varied_model
-from tests.fcn.scenes import squares
+from tests.fcn.scenes import Pair, squares
 from tests.fcn.test_averaging import brightness
 
 CLASSES = Classes.named(["a", "b", "c", "d"])  # d does not occur
@@ -93,5 +94,18 @@ def test_samples_come_in_order_with_the_predictors_labels() -> None:
 def test_a_label_of_another_size_than_its_image_is_refused() -> None:
     first, second = squares(1)[0], squares(1, size=(30, 48))[0]
     mixed = type(first)(first.image, second.label)
-    with pytest.raises(LabelError, match=r"label map is \(30, 48\), its image \(40, 48\)"):
+    reason = r"sample pair: label map is \(30, 48\), its image \(40, 48\)"
+    with pytest.raises(LabelError, match=reason):
         next(score_samples(AveragedPredictor(brightness()), [mixed]))
+
+
+def test_what_is_wrong_with_a_sample_names_it() -> None:
+    good = squares(1)[0]
+    stray = encode_mask(np.full((40, 48), 7, np.uint8), [(0, 0, 0)] * 8)
+    for sample, error, reason in (
+        (Pair(good.image, stray, "0016E5"), LabelError, "label holds class 7 in 1,920 pixels"),
+        (Pair(good.image[:99], good.label, "0016E5"), TruncatedImage, "truncated PNG"),
+        (Pair(good.image, b"", "0016E5"), EmptyImage, "zero bytes"),
+    ):
+        with pytest.raises(error, match=f"sample 0016E5: {reason}"):
+            next(score_samples(AveragedPredictor(brightness()), [sample]))

@@ -39,7 +39,10 @@ TORCHVISION = InputSpec(
 """Input of torchvision's ImageNet weights: its means and deviations of 0..1, times 255."""
 
 CAFFE = InputSpec(channel_order="BGR", mean=(104.0, 117.0, 123.0), std=(1.0, 1.0, 1.0))
-"""Input of SqueezeNet's released Caffe weights."""
+"""Input of Caffe's ImageNet classifiers: means of ILSVRC 2012, in whole numbers.
+
+SqueezeNet's is this very one; CaffeNet's mean image and VGG16's (103.939, 116.779, 123.68) are
+within a quarter of it."""
 
 RELEASE = InputSpec(
     channel_order="BGR", mean=(104.00699, 116.66877, 122.67892), std=(1.0, 1.0, 1.0)

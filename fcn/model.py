@@ -75,10 +75,12 @@ class FCN(nn.Module):
         in_channels: Channels of the image; for other than 3 the first convolution is new.
         at_once: Scale the finer maps before they are scored (`AT_ONCE`), so that all strides
             can be trained together instead of one after another.
-        heads: Names and numbers of classes of several heads over one trunk (SIFT Flow:
-            semantic and geometric). Their scores lie one after another in the channels.
+        heads: Names and numbers of classes of several tasks scored over one trunk (SIFT
+            Flow: semantic and geometric). Their scores lie one after another in the channels.
 
     Attributes:
+        head: The classifier's own layers after the trunk, fc6 and fc7 where it has them: one,
+            whatever the number of `heads`.
         coarsest: Stride of the deepest map; windows that start at its multiples see the same
             grid as the whole image.
         field: Side in pixels of the square that a score depends on.
@@ -150,10 +152,10 @@ class FCN(nn.Module):
         return score
 
     def split(self, scores: Tensor) -> dict[str, Tensor]:
-        """Scores ``N x C x H x W`` by head, each with its own classes.
+        """Scores ``N x C x H x W`` by task (`heads`), each with its own classes.
 
         Raises:
-            ValueError: The network has one head, without a name.
+            ValueError: The network was built without `heads`: it has one task, without a name.
         """
         if self.heads is None:
             raise ValueError("the network has one head; its scores are all of one task")

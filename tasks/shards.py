@@ -13,6 +13,7 @@ from tasks.manifest import Manifest
 from tasks.part_file import Part
 from tasks.plan import Plan
 from tasks.predict_config import PredictConfig
+from tasks.slow_images import SlowImage, slow_images, slowest
 from tasks.weak_spots import (
     ClassShare,
     WeakSpot,
@@ -28,7 +29,7 @@ class ShardReport:
     """A finished shard: its part's card, busy seconds by stage, and seconds by the clock.
 
     ``was_first`` is false where another writer had put the part before; that one counts.
-    ``weak_spots`` are its least confident images.
+    ``weak_spots`` are its least confident images, ``slow_images`` those that took longest.
     """
 
     part: Part
@@ -36,6 +37,7 @@ class ShardReport:
     seconds: float
     was_first: bool
     weak_spots: Sequence[WeakSpot]
+    slow_images: Sequence[SlowImage]
 
     def line(self) -> str:
         """The report as a line of a log."""
@@ -67,6 +69,7 @@ class PredictSummary:
         stages: busy seconds of each stage, over all threads; stages overlap.
         class_shares: how much each class covers, now and in the run before.
         weak_spots: the least confident images of the run.
+        slow_images: those of this attempt that took longest.
     """
 
     output_url: str
@@ -81,6 +84,7 @@ class PredictSummary:
     stages: dict[Stage, float]
     class_shares: tuple[ClassShare, ...]
     weak_spots: tuple[WeakSpot, ...]
+    slow_images: tuple[SlowImage, ...]
 
 
 def write_part(
@@ -154,6 +158,7 @@ def write_part_with(
         seconds=time.monotonic() - start,
         was_first=was_first,
         weak_spots=weak_spots(rows),
+        slow_images=slow_images(rows, seconds.by_image),
     )
 
 
@@ -191,6 +196,7 @@ def summarise(plan: Plan, reports: Sequence[ShardReport], seconds: float) -> Pre
             class_shares(of_run, _run_before(manifest, cards), manifest.card.model.label_classes())
         ),
         weak_spots=tuple(weakest(spots)),
+        slow_images=tuple(slowest(image for report in reports for image in report.slow_images)),
     )
 
 

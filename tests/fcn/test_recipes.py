@@ -68,7 +68,7 @@ def test_the_solver_of_the_authors_alexnet() -> None:
         ({"momentum": 0.9}, "momentum is SGD's; the optimizer is adamw"),
         (
             {"backbone": "caffenet"},
-            r"torchvision has no ImageNet weights of caffenet; give init='none', or .* \.caffemodel",
+            r"torchvision has no ImageNet weights of caffenet; give init='none', .* \.caffemodel",
         ),
     ],
 )

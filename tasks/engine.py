@@ -139,7 +139,7 @@ def segment(
         last_attempt: Whether the shard will not be tried again, see `read_objects`.
 
     Raises:
-        OSError: or an error of the store's client: the store is out, see `read_objects`.
+        StoreUnavailable: the store is out, see `read_objects`.
         StoreError: masks cannot be saved for now, or the disk is full.
         RuntimeError: no decoding process can be started.
     """

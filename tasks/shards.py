@@ -3,7 +3,9 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from fcn.errors import CheckpointError
 from tasks import manifest as manifests
@@ -22,6 +24,8 @@ from tasks.weak_spots import (
     weak_spots_of,
     weakest,
 )
+
+_READERS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +114,7 @@ def write_part(
     Raises:
         CheckpointError: the model cannot be used, or is another one by now.
         StoreError: the output cannot be written.
-        OSError: or an error of a store's client: a store is out; to be tried again.
+        StoreUnavailable: a store is out; to be tried again.
     """
     loaded = models.load_model(models.find_model(model_url), config)
     if loaded.card.digest != manifest.card.model.digest:
@@ -175,9 +179,10 @@ def summarise(plan: Plan, reports: Sequence[ShardReport], seconds: float) -> Pre
     of_run = [part for part in cards if part.run == manifest.card.run]
     done_now = {report.part.number for report in reports}
     spots = [spot for report in reports for spot in report.weak_spots]
-    for part in of_run:
-        if part.number not in done_now and part.rows > part.failed:
-            spots += weak_spots_of(manifest.output_url, part)
+    done_before = [p for p in of_run if p.number not in done_now and p.rows > p.failed]
+    with ThreadPoolExecutor(_READERS) as threads:  # a request or two for each part
+        for found in threads.map(partial(weak_spots_of, manifest.output_url), done_before):
+            spots += found
     stages = Counter[Stage]()
     for report in reports:
         stages.update(report.stages)

@@ -154,6 +154,15 @@ class TrainConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _check_init(self) -> Self:
+        if self.init == "imagenet" and TRUNKS[self.backbone].weights is None:
+            raise ValueError(
+                f"torchvision has no ImageNet weights of {self.backbone}; give init='none', or "
+                "the URL of a file, such as its .caffemodel"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_optimizer(self) -> Self:
         recipe = RECIPES[self.recipe]
         optimizer = self.optimizer or recipe.optimizer

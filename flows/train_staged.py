@@ -36,7 +36,7 @@ def train_staged(
 
     Raises:
         DatasetError: no dataset at dataset_url.
-        RunError: another configuration is at run_url.
+        RunError: another configuration is at run_url, or config.at_once was given.
         CheckpointError: init names weights that do not fit.
         ImageError, LabelError: a training sample that cannot be used, by its key.
         TrainingError: the loss or its gradient is not finite.

@@ -2,8 +2,9 @@
 
 ::
 
-    manifest/deleted.parquet     key, run (of the newest row), sorted by key; not there when
-                                 there are no such keys
+    manifest/deleted.parquet     key, run (of the newest row at that time: compact may have
+                                 merged it since), sorted by key; not there when there are
+                                 no such keys
 
 Their rows and masks stay, for a run takes nothing back. The file is written anew whenever the
 collection is listed over an output; a reader who wants the collection as it is leaves these

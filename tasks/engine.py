@@ -13,7 +13,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,23 +89,30 @@ class Segmenter(Protocol):
 
 
 class Seconds:
-    """Busy time by stage, summed over threads; stages overlap, so the sum exceeds the clock."""
+    """Busy time by stage, summed over threads; stages overlap, so the sum exceeds the clock.
+
+    ``by_image`` tells, by key, how much of decoding and of the network was an image's own.
+    """
 
     def __init__(self) -> None:
         self.by_stage: dict[Stage, float] = dict.fromkeys(
             ("read", "decode", "network", "encode", "write"), 0.0
         )
+        self.by_image: dict[str, float] = {}
         self._lock = threading.Lock()
 
     @contextmanager
-    def measure(self, stage: Stage) -> Iterator[None]:
-        """Add the time of a ``with`` block to a stage."""
+    def measure(self, stage: Stage, keys: Collection[str] = ()) -> Iterator[None]:
+        """Add the time of a ``with`` block to a stage, and to images an equal share each."""
         start = time.perf_counter()
         try:
             yield
         finally:
+            seconds = time.perf_counter() - start
             with self._lock:
-                self.by_stage[stage] += time.perf_counter() - start
+                self.by_stage[stage] += seconds
+                for key in keys:
+                    self.by_image[key] = self.by_image.get(key, 0.0) + seconds / len(keys)
 
 
 def segment(
@@ -132,7 +139,7 @@ def segment(
         last_attempt: Whether the shard will not be tried again, see `read_objects`.
 
     Raises:
-        OSError: or an error of the store's client: the store is out, see `read_objects`.
+        StoreUnavailable: the store is out, see `read_objects`.
         StoreError: masks cannot be saved for now, or the disk is full.
         RuntimeError: no decoding process can be started.
     """
@@ -244,7 +251,7 @@ class _Engine:
         if isinstance(data, ReadError):
             return _failed(entry, data)
         try:
-            with self.seconds.measure("decode"):
+            with self.seconds.measure("decode", [entry.key]):
                 height, width = DECODERS.size(data, max_pixels=self.config.max_image_pixels)
         except ImageError as error:
             return _failed(entry, error)
@@ -263,7 +270,7 @@ class _Engine:
 
     def _decode(self, image: _Image) -> DecodedImage | Exception:
         try:
-            with self.seconds.measure("decode"):
+            with self.seconds.measure("decode", [image.entry.key]):
                 return DECODERS.decode(
                     image.data, max_pixels=image.pixels, lenient=self.config.lenient
                 )
@@ -277,7 +284,13 @@ class _Engine:
         decoded = [job.result() for job in jobs]
         self.share.give(_decoders_bytes(batch))
         predictions = iter(
-            self._predict([image.pixels for image in decoded if isinstance(image, DecodedImage)])
+            self._predict(
+                {
+                    image.entry.key: found.pixels
+                    for image, found in zip(batch, decoded, strict=True)
+                    if isinstance(found, DecodedImage)
+                }
+            )
         )
         encoding = {}
         for image, found in zip(batch, decoded, strict=True):
@@ -286,8 +299,11 @@ class _Engine:
             encoding[image.index] = self.encoding.submit(self._row, image, outcome, truncated)
         return encoding
 
-    def _predict(self, images: Sequence[np.ndarray]) -> list[Prediction | Exception]:
-        """Predictions; an image that does not fit into memory even alone is an error of its own."""
+    def _predict(self, images: Mapping[str, np.ndarray]) -> list[Prediction | Exception]:
+        """Predictions for images by key, in their order.
+
+        An image that does not fit into memory even alone is an error of its own.
+        """
         if not images:
             return []
         try:
@@ -295,11 +311,11 @@ class _Engine:
         except (torch.OutOfMemoryError, MemoryError) as error:
             if len(images) == 1:
                 return [error]
-        return [one for image in images for one in self._predict([image])]
+        return [one for key in images for one in self._predict({key: images[key]})]
 
-    def _run(self, images: Sequence[np.ndarray]) -> list[Prediction | Exception]:
-        with self.seconds.measure("network"):
-            return list(self.predictor.predict(images))
+    def _run(self, images: Mapping[str, np.ndarray]) -> list[Prediction | Exception]:
+        with self.seconds.measure("network", images):
+            return list(self.predictor.predict(list(images.values())))
 
     def _row(self, image: _Image, outcome: Prediction | Exception, truncated: bool) -> Row:
         try:

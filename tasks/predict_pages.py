@@ -93,6 +93,11 @@ def prediction_page(
             "## Least confident images, to be labelled next",
             table(["key", "confidence", "mostly"], _cells(weak_spot_rows(summary))),
         ]
+    if summary.slow_images:
+        lines += [
+            "## Slowest images",
+            table(["key", "seconds", "height x width", "status"], _slow_image_cells(summary)),
+        ]
     if examples:
         pictures = [f"{image(e.picture, e.caption)} {escape(e.caption)}" for e in examples]
         lines += ["## Typical images", *pictures]
@@ -155,6 +160,18 @@ def _stage_lines(summary: PredictSummary) -> list[str]:
     return [
         table(["stage", "busy seconds", "images per busy second"], rows),
         f"The network was busy {busy:.0f} % of the time: so much of its bare rate the run has.",
+    ]
+
+
+def _slow_image_cells(summary: PredictSummary) -> list[tuple[object, ...]]:
+    return [
+        (
+            image.key,
+            f"{image.seconds:.2f}",
+            "–" if image.height is None else f"{image.height:,} x {image.width:,}",
+            image.status,
+        )
+        for image in summary.slow_images
     ]
 
 

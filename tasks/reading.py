@@ -52,7 +52,7 @@ def read_objects(
 
     What may be cured by trying again is tried `ATTEMPTS` times, with growing pauses. When
     nothing at all could be read for such a reason, it seems to be the store that is out, not
-    the objects: then the store's own error is raised, for the shard to be tried again later.
+    the objects: then that is raised, for the shard to be tried again later.
     At the last attempt the store is asked for something else; if it answers, though it be
     that there is no such thing, it is the objects after all.
 
@@ -63,7 +63,7 @@ def read_objects(
         max_bytes: Larger objects are not read; of one of unknown size, a byte more than that.
 
     Raises:
-        OSError: or an error of the store's client: the store is out.
+        StoreUnavailable: the store is out.
     """
     small = [entry for entry in entries if entry.size <= max_bytes]
     read = iter(_read_small(small, concurrency, last_attempt, max_bytes))
@@ -88,7 +88,8 @@ def _read_small(
             found[index] = data
     is_out = bool(found) and all(_may_be_cured(data) for data in found)
     if is_out and not (last_attempt and _store_answers(entries[0])):
-        raise found[0]  # type: ignore[misc]
+        with stores.explained(entries[0].url, "read"):
+            raise found[0]  # type: ignore[misc]
     return [_checked(entry, data, max_bytes) for entry, data in zip(entries, found, strict=True)]
 
 
@@ -166,7 +167,8 @@ def _checked(entry: Entry, data: bytes | BaseException, max_bytes: int) -> bytes
     if isinstance(data, FileNotFoundError):
         return ObjectVanished("gone since it was listed")
     if isinstance(data, BaseException):
-        return ReadFailed(f"{type(data).__name__}: {data}")
+        # the URL in a client's error may be that of a redirect, signed
+        return ReadFailed(f"{type(data).__name__}: {stores.redact_text(str(data))}")
     if entry.size == UNKNOWN_SIZE and len(data) > max_bytes:
         return too_large(f"more than {max_bytes:,}", max_bytes)
     if entry.size not in (UNKNOWN_SIZE, len(data)):

@@ -27,7 +27,7 @@ Row = dict[str, Any]
 
 
 class RunError(Exception):
-    """A run_url that cannot be used as asked."""
+    """A run that cannot be made as asked: of its place, or of its settings."""
 
 
 @dataclass(frozen=True)

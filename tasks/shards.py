@@ -3,7 +3,9 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from fcn.errors import CheckpointError
 from tasks import manifest as manifests
@@ -13,6 +15,7 @@ from tasks.manifest import Manifest
 from tasks.part_file import Part
 from tasks.plan import Plan
 from tasks.predict_config import PredictConfig
+from tasks.slow_images import SlowImage, slow_images, slowest
 from tasks.weak_spots import (
     ClassShare,
     WeakSpot,
@@ -22,13 +25,15 @@ from tasks.weak_spots import (
     weakest,
 )
 
+_READERS = 16
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardReport:
     """A finished shard: its part's card, busy seconds by stage, and seconds by the clock.
 
     ``was_first`` is false where another writer had put the part before; that one counts.
-    ``weak_spots`` are its least confident images.
+    ``weak_spots`` are its least confident images, ``slow_images`` those that took longest.
     """
 
     part: Part
@@ -36,6 +41,7 @@ class ShardReport:
     seconds: float
     was_first: bool
     weak_spots: Sequence[WeakSpot]
+    slow_images: Sequence[SlowImage]
 
     def line(self) -> str:
         """The report as a line of a log."""
@@ -67,6 +73,7 @@ class PredictSummary:
         stages: busy seconds of each stage, over all threads; stages overlap.
         class_shares: how much each class covers, now and in the run before.
         weak_spots: the least confident images of the run.
+        slow_images: those of this attempt that took longest.
     """
 
     output_url: str
@@ -81,6 +88,7 @@ class PredictSummary:
     stages: dict[Stage, float]
     class_shares: tuple[ClassShare, ...]
     weak_spots: tuple[WeakSpot, ...]
+    slow_images: tuple[SlowImage, ...]
 
 
 def write_part(
@@ -106,7 +114,7 @@ def write_part(
     Raises:
         CheckpointError: the model cannot be used, or is another one by now.
         StoreError: the output cannot be written.
-        OSError: or an error of a store's client: a store is out; to be tried again.
+        StoreUnavailable: a store is out; to be tried again.
     """
     loaded = models.load_model(models.find_model(model_url), config)
     if loaded.card.digest != manifest.card.model.digest:
@@ -154,6 +162,7 @@ def write_part_with(
         seconds=time.monotonic() - start,
         was_first=was_first,
         weak_spots=weak_spots(rows),
+        slow_images=slow_images(rows, seconds.by_image),
     )
 
 
@@ -170,9 +179,10 @@ def summarise(plan: Plan, reports: Sequence[ShardReport], seconds: float) -> Pre
     of_run = [part for part in cards if part.run == manifest.card.run]
     done_now = {report.part.number for report in reports}
     spots = [spot for report in reports for spot in report.weak_spots]
-    for part in of_run:
-        if part.number not in done_now and part.rows > part.failed:
-            spots += weak_spots_of(manifest.output_url, part)
+    done_before = [p for p in of_run if p.number not in done_now and p.rows > p.failed]
+    with ThreadPoolExecutor(_READERS) as threads:  # a request or two for each part
+        for found in threads.map(partial(weak_spots_of, manifest.output_url), done_before):
+            spots += found
     stages = Counter[Stage]()
     for report in reports:
         stages.update(report.stages)
@@ -191,6 +201,7 @@ def summarise(plan: Plan, reports: Sequence[ShardReport], seconds: float) -> Pre
             class_shares(of_run, _run_before(manifest, cards), manifest.card.model.label_classes())
         ),
         weak_spots=tuple(weakest(spots)),
+        slow_images=tuple(slowest(image for report in reports for image in report.slow_images)),
     )
 
 

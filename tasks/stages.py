@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fcn.recipes import TrainConfig
 from fcn.trunks import TRUNKS
 from tasks import stores
-from tasks.runs import Run
+from tasks.runs import Run, RunError
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,14 @@ def plan_stages(run_url: str, config: TrainConfig) -> list[Stage]:
         config: Settings of the finest network, and of the others but for what is said above.
 
     Raises:
+        RunError: ``config.at_once``, which is the other way to a fine stride.
         StoreError: ``run_url`` holds credentials.
     """
+    if config.at_once:
+        raise RunError(
+            "at_once trains all strides together, train_staged one after another; give one of "
+            "the two: train with at_once, or train_staged without"
+        )
     stores.require_no_credentials(run_url)
     strides = sorted((s for s in TRUNKS[config.backbone].nodes if s >= config.stride), reverse=True)
     stages: list[Stage] = []

@@ -43,6 +43,7 @@ __all__ = [
     "open_input",
     "read_bytes",
     "redact",
+    "redact_text",
     "remove",
     "replace_file",
     "require_no_credentials",
@@ -105,6 +106,11 @@ def redact(url: str) -> str:
         return url
     links = _LINK.split(url) if _is_chain(url) else [url]
     return "::".join(map(_redact_link, links))
+
+
+def redact_text(text: str) -> str:
+    """A text, such as the error of a client, with every URL in it as `redact` gives it."""
+    return _URL_IN_TEXT.sub(lambda found: redact(found[0]), text)
 
 
 def _redact_link(url: str) -> str:
@@ -446,5 +452,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         text = error.strerror.lower() + _NEXT_STEPS.get(error.errno or 0, "")
     else:
-        text = str(getattr(error, "message", None) or error)  # of an HTTP client
-    return _URL_IN_TEXT.sub(lambda found: redact(found[0]), text)
+        answer = (getattr(error, "status", None), getattr(error, "message", None))  # of HTTP
+        text = " ".join(str(part) for part in answer if part) if answer[1] else str(error)
+    return redact_text(text)

@@ -67,7 +67,8 @@ def _csv(list_url: str) -> Iterator[pa.Table]:
                 for batch in reader:
                     yield pa.Table.from_batches([batch])
         except pa.ArrowInvalid as error:
-            raise StoreError(f"{place} is no CSV list: {error}") from error
+            text = stores.redact_text(str(error))  # it quotes the row
+            raise StoreError(f"{place} is no CSV list: {text}") from None
 
 
 def _csv_header(file: Any) -> list[str]:

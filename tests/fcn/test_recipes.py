@@ -66,6 +66,10 @@ def test_the_solver_of_the_authors_alexnet() -> None:
             "needs a learning_rate: that of recipe=reference, 1.9e-05, is sgd's",
         ),
         ({"momentum": 0.9}, "momentum is SGD's; the optimizer is adamw"),
+        (
+            {"backbone": "caffenet"},
+            r"torchvision has no ImageNet weights of caffenet; give init='none', .* \.caffemodel",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_each_other_are_refused(

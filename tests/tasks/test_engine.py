@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -256,6 +257,28 @@ def test_seconds_and_progress_are_told(tmp_path: Path, rng: np.random.Generator)
     )
     assert sum(done) == 5
     assert all(seconds.by_stage[stage] > 0 for stage in ("read", "decode", "network", "encode"))
+
+
+def test_seconds_are_told_by_image(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Also where a batch does not fit into memory, and of an image that fails."""
+
+    class Slow(Memory):
+        def predict(self, images: Sequence[np.ndarray]) -> list[fcn.Prediction]:
+            time.sleep(0.3 if images[0].shape[0] == 20 else 0)
+            return super().predict(images)
+
+    put(str(tmp_path), {f"{index}.png": encoded(pixels(rng, 10, 10)) for index in range(3)})
+    put(str(tmp_path), {f"slow{index}.png": encoded(pixels(rng, 20, 10)) for index in range(2)})
+    put(str(tmp_path), {"text.jpg": b"no image at all"})
+    seconds = Seconds()
+    entries = list(stores.list_entries(str(tmp_path)))
+    segment(entries, Slow(200), PredictConfig(), seconds=seconds)
+
+    assert seconds.by_image.keys() == {entry.key for entry in entries}
+    told = seconds.by_stage["decode"] + seconds.by_stage["network"]
+    assert sum(seconds.by_image.values()) == pytest.approx(told)
+    # half of the batch of both, and all of its own
+    assert min(seconds.by_image[f"slow{index}.png"] for index in range(2)) > 0.15 + 0.3
 
 
 def test_two_shards_take_turns_on_the_network(tmp_path: Path, rng: np.random.Generator) -> None:

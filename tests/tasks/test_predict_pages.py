@@ -10,6 +10,7 @@ from tasks.pages import to_entries
 from tasks.predict_config import PredictConfig
 from tasks.predict_pages import class_rows, find_examples, prediction_page, weak_spot_rows
 from tasks.shards import PredictSummary, write_part_with
+from tasks.slow_images import SlowImage
 from tasks.weak_spots import ClassShare, WeakSpot
 from tests.tasks.containers import parquet, tar
 from tests.tasks.pictures import Brightness, encoded, pixels, planned, put
@@ -30,6 +31,10 @@ SUMMARY = PredictSummary(
         ClassShare(name="road|way", pixels=8500, share=0.85, before=0.9),
     ),
     weak_spots=(WeakSpot(confidence=0.31, key="x.jpg", class_pixels=(10, 30)),),
+    slow_images=(
+        SlowImage(seconds=20.5, key="hangs.jp2", status="failed", height=None, width=None),
+        SlowImage(seconds=1.25, key="wide.png", status="ok", height=500, width=20_000),
+    ),
 )
 
 
@@ -65,6 +70,15 @@ def test_least_confident_images_are_named_with_their_largest_class() -> None:
         {"key": "x.jpg", "confidence": "0.310", "mostly": "road|way"}
     ]
     assert "## Least confident images" in prediction_page(SUMMARY, [], [])
+
+
+def test_slowest_images_are_named_with_their_size_and_what_became_of_them() -> None:
+    page = prediction_page(SUMMARY, [], [])
+    assert "## Slowest images" in page
+    assert "| hangs.jp2 | 20.50 | – | failed |" in page
+    assert "| wide.png | 1.25 | 500 x 20,000 | ok |" in page
+    idle = dataclasses.replace(SUMMARY, slow_images=())
+    assert "Slowest" not in prediction_page(idle, [], [])
 
 
 def test_first_run_has_nothing_to_be_compared_with() -> None:

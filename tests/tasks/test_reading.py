@@ -10,7 +10,7 @@ import pytest
 
 from tasks import reading, stores
 from tasks.reading import ObjectChanged, ObjectTooLarge, ObjectVanished, ReadFailed, read_objects
-from tasks.stores import Entry
+from tasks.stores import Entry, StoreUnavailable
 from tests.tasks.pictures import put
 
 KEYS = [
@@ -48,7 +48,10 @@ def test_every_object_is_read_and_outcomes_stay_in_order(
 
 
 class Site(ThreadingHTTPServer):
-    """Answers 503 as the path says: ``/2/x`` twice, ``/always/x`` and ``/0/never`` always."""
+    """Answers 503 as the path says: ``/2/x`` twice, ``/always/x`` and ``/0/never`` always.
+
+    ``/signed/x`` leads to ``/always/x`` with a signature.
+    """
 
     def __init__(self) -> None:
         self.asked = Counter[str]()
@@ -66,6 +69,12 @@ class _Answers(BaseHTTPRequestHandler):
         asked = self.server.asked
         asked[self.path] += 1
         times = self.path.split("/")[1]
+        if times == "signed":
+            self.send_response(302)
+            self.send_header("Location", self.path.replace("signed", "always") + "?sig=secret")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
         bad = times == "always" or self.path.endswith("/never") or asked[self.path] <= int(times)
         self.send_response(503 if bad else 200)
         self.send_header("Content-Length", "1")
@@ -90,6 +99,17 @@ def test_passing_troubles_are_tried_again_and_lasting_ones_become_reasons(site: 
     assert isinstance(found[2], ReadFailed)
     assert "503" in str(found[2])
     assert site.asked == {"/0/a": 1, "/2/b": 3, "/always/c": reading.ATTEMPTS}
+
+
+def test_signature_of_a_redirect_stays_out_of_the_reasons(site: Site) -> None:
+    signed = site.entry("signed/a")
+    _, found = read_objects([site.entry("0/a"), signed])
+    assert isinstance(found, ReadFailed)
+    assert "/always/a" in str(found)
+    assert "secret" not in str(found)
+    with pytest.raises(StoreUnavailable, match=r"/signed/a: .*503") as caught:
+        read_objects([signed])
+    assert "secret" not in str(caught.value)
 
 
 def test_store_that_gives_nothing_at_all_is_no_fault_of_the_images(site: Site) -> None:

@@ -181,6 +181,7 @@ def test_summary_tells_weak_spots_and_drift_also_of_parts_done_before(
         ("a.png", 0.5),
         ("b.png", 0.5),
     ]
+    assert [image.key for image in first.slow_images] == ["b.png"]  # of this attempt
     assert [share.drift for share in first.class_shares] == [None] * 3
     assert sum(share.pixels for share in first.class_shares) == 2 * 12 * 16
 

@@ -8,6 +8,7 @@ from fcn.input import TORCHVISION
 from fcn.model import FCN
 from fcn.recipes import TrainConfig
 from fcn.weights import transplant
+from tasks.runs import RunError
 from tasks.stages import plan_stages
 from tasks.stores import StoreError
 from tests.fcn.scenes import CLASSES
@@ -37,6 +38,11 @@ def test_the_coarsest_network_is_a_stage_of_its_own(tmp_path: Path) -> None:
     config = TrainConfig(backbone="squeezenet1_1", stride=16)
     (stage,) = plan_stages(str(tmp_path), config)
     assert (stage.name, stage.config) == ("16s", config)
+
+
+def test_training_at_once_has_no_stages(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="train with at_once, or train_staged without"):
+        plan_stages(str(tmp_path), TrainConfig(at_once=True))
 
 
 def test_credentials_in_a_run_url_are_refused() -> None:

@@ -99,12 +99,14 @@ def test_what_is_wrong_is_told_by_its_row(
         (b"", "has columns ; expected url"),
         (b"url,key\ns3://x/1,a\ns3://x/2\n", r"list\.csv is no CSV list: .*Expected 2 columns"),
         (b"url\ns3://x/\xe9.jpg\n", "invalid UTF8"),
+        (b"url,key\nhttps://x/a?sig=secret\n", "Expected 2 columns, got 1: https://x/a$"),
     ],
 )
 def test_csv_that_is_none_is_refused(tmp_path: Path, data: bytes, text: str) -> None:
     put(str(tmp_path), {"list.csv": data})
-    with pytest.raises(StoreError, match=text):
+    with pytest.raises(StoreError, match=text) as caught:
         entries(f"{tmp_path}/list.csv")
+    assert "secret" not in str(caught.value)
 
 
 def test_list_of_nothing_is_empty(tmp_path: Path) -> None:

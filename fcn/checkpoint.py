@@ -1,5 +1,6 @@
 """Model files that describe themselves: safetensors with a JSON card, no code inside."""
 
+import hashlib
 import json
 import struct
 from collections.abc import Mapping
@@ -62,6 +63,7 @@ class _Card(BaseModel):
     ignore_index: int
     input: InputSpec
     facts: dict[str, Any]
+    sha256: str | None = None
 
 
 def to_bytes(model: Model) -> bytes:
@@ -83,6 +85,7 @@ def to_bytes(model: Model) -> bytes:
         facts={"versions": versions(), **model.facts},
     )
     tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
+    card = card.model_copy(update={"sha256": _weights_digest(save_tensors(tensors))})
     return save_tensors(tensors, {CARD_KEY: card.model_dump_json()})
 
 
@@ -100,7 +103,7 @@ def load(file: bytes | str | Path | BinaryIO) -> Model:
 
     Raises:
         CheckpointError: The bytes are no safetensors file, hold no card of ours, or their
-            weights do not fit the architecture on the card.
+            weights do not fit the architecture on the card or are not those that were saved.
         OSError: The file cannot be opened.
     """
     data = file_bytes(file)
@@ -122,6 +125,11 @@ def load(file: bytes | str | Path | BinaryIO) -> Model:
     except (ValueError, KeyError, TypeError, RuntimeError) as error:  # torch's, of sizes too large
         raise CheckpointError(f"the model card cannot be built: {error}") from error
     check_fit(net, tensors)
+    if card.sha256 not in (None, _weights_digest(data)):
+        raise CheckpointError(
+            "the weights are not those that were saved: their SHA-256 differs from the one on the "
+            "model card; copy the file again, or train again"
+        )
     net.load_state_dict(tensors, assign=True)
     return Model(net.eval(), classes, card.input, card.facts)
 
@@ -145,6 +153,12 @@ def check_fit(net: FCN, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if tensor.dtype != own[name].dtype:
             raise CheckpointError(f"{name} holds {tensor.dtype}, expected {own[name].dtype}")
+
+
+def _weights_digest(data: bytes) -> str:
+    """SHA-256 of what follows the header of a safetensors file."""
+    (size,) = struct.unpack_from("<Q", data)
+    return hashlib.sha256(memoryview(data)[8 + size :]).hexdigest()
 
 
 def is_safetensors(data: bytes) -> bool:

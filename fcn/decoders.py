@@ -6,6 +6,7 @@ within. So decoding happens elsewhere, in a few processes that live as long as t
 `fcn.decoding` for what ends them.
 """
 
+import contextlib
 import queue
 import signal
 import socket
@@ -36,6 +37,12 @@ MAX_BYTES_PER_PIXEL = 32
 """Memory of the hungriest decoder (JPEG 2000 with alpha: 26 measured), its pixels included."""
 
 _BYTES_PER_PIXEL = {"JPEG": 16}  # 12 measured (progressive CMYK), and 3 to turn it upright
+
+MAX_TEXT_BYTES = 1 << 20
+"""Limit on what a decoder says of an image it cannot decode."""
+
+GRACE = 0.5
+"""Seconds that a process has to end by itself."""
 
 FILE_COPIES = 3
 """Copies of a file in its decoding process: as received, as kept, as a decoder wants it."""
@@ -106,7 +113,7 @@ class Decoders:
             for _ in range(ATTEMPTS):
                 process = process or _Process()
                 try:
-                    return process.ask(request, data)
+                    return process.ask(request, data, most=max(3 * pixels, MAX_TEXT_BYTES))
                 except OSError:
                     status, process = process.end(), None
                 if status in _OVERTIME:
@@ -147,23 +154,28 @@ class _Process:
                 "what it said is above"
             )
 
-    def ask(self, request: bytes, data: bytes) -> _Reply:
-        """Kind, height, width and body of the reply.
+    def ask(self, request: bytes, data: bytes, most: int) -> _Reply:
+        """Kind, height, width and body of the reply, which has ``most`` bytes at most.
 
         Raises:
             ImageError: what the decoder says.
-            OSError: the process died.
+            OSError: the process died, or says what no decoding process does.
         """
         self._socket.sendall(request)
         self._socket.sendall(data)
         reply = bytearray(wire.REPLY.size)
         self._fill(memoryview(reply))
         kind, height, width, length = wire.REPLY.unpack(reply)
+        if length > most or (kind != wire.FAILED and length not in (0, 3 * height * width)):
+            raise ConnectionAbortedError  # an image has taken it over
         body = np.empty(length, np.uint8)
         self._fill(body.data)
         if kind == wire.FAILED:
-            name, _, text = body.tobytes().decode().partition("\n")
-            raise getattr(errors, name)(text)
+            name, _, text = body.tobytes().decode("utf-8", "replace").partition("\n")
+            found = getattr(errors, name, None)
+            if not (isinstance(found, type) and issubclass(found, ImageError)):
+                raise ConnectionAbortedError
+            raise found(text)
         return kind, height, width, body
 
     def _fill(self, target: memoryview) -> None:
@@ -172,10 +184,12 @@ class _Process:
 
     def end(self) -> int:
         """End the process, if it has not ended, and return its exit status."""
-        self._socket.close()
         assert self._process.stdin
-        self._process.stdin.close()
-        return self._process.wait()
+        with self._process.stdin:
+            self._socket.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # it sees that, unless stuck
+                return self._process.wait(GRACE)
+        return self._process.wait()  # the closed pipe has ended it
 
 
 def decoder_bytes(data: bytes, pixels: int) -> int:

@@ -158,7 +158,7 @@ class FCN(nn.Module):
             ValueError: The network was built without `heads`: it has one task, without a name.
         """
         if self.heads is None:
-            raise ValueError("the network has one head; its scores are all of one task")
+            raise ValueError("the network has one task; its scores are all of it")
         parts = torch.split(scores, list(self.heads.values()), dim=1)
         return dict(zip(self.heads, parts, strict=True))
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fcn.checkpoint import Model
+from fcn.checkpoint import Model, check_gives_labels
 from fcn.classes import Classes
 from fcn.device import Precision, autocast, find_device
 
@@ -71,12 +71,7 @@ class Predictor:
         batch_size: int | None = None,
         tile_size: int | None = None,
     ) -> None:
-        if model.net.in_channels != 3 or model.net.heads is not None:
-            raise ValueError(
-                "label maps come from RGB images and one head, but the model sees "
-                f"{model.net.in_channels} channels and has the heads {model.net.heads}; "
-                "call model.net on tensors"
-            )
+        check_gives_labels(model)
         self.device = find_device(device)
         self.precision: Precision = precision
         self.model = model

@@ -69,7 +69,7 @@ class Upscore(nn.Module):
         if self.weight is not None:
             score = functional.pad(score, [self.border] * 4, mode="replicate")
             return functional.conv_transpose2d(
-                score, self.weight, stride=self.factor, groups=score.shape[1]
+                score, self.weight.to(score.dtype), stride=self.factor, groups=score.shape[1]
             )
         rows = self._matrix(score.shape[2], score)
         columns = self._matrix(score.shape[3], score)

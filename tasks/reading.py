@@ -165,7 +165,7 @@ def _checked(entry: Entry, data: bytes | BaseException, max_bytes: int) -> bytes
     if isinstance(data, ReadError):
         return data
     if isinstance(data, FileNotFoundError):
-        return ObjectVanished("gone since it was listed")
+        return ObjectVanished("nothing there: gone since it was listed, or listed in vain")
     if isinstance(data, BaseException):
         # the URL in a client's error may be that of a redirect, signed
         return ReadFailed(f"{type(data).__name__}: {stores.redact_text(str(data))}")

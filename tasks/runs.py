@@ -62,6 +62,11 @@ class Run:
         """URL of the best model, None if there is none."""
         return self.best_url if stores.exists(self.best_url) else None
 
+    def release(self) -> None:
+        """Give the place back, unless there is a state or a model: nothing was begun."""
+        if not self.is_done() and not stores.exists(self._state_url):
+            stores.remove(stores.join(self.url, CONFIG_NAME))
+
     def read_state(self) -> bytes | None:
         """What an earlier process left to go on from."""
         return stores.read_bytes(self._state_url) if stores.exists(self._state_url) else None

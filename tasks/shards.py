@@ -179,7 +179,9 @@ def summarise(plan: Plan, reports: Sequence[ShardReport], seconds: float) -> Pre
     of_run = [part for part in cards if part.run == manifest.card.run]
     done_now = {report.part.number for report in reports}
     spots = [spot for report in reports for spot in report.weak_spots]
-    done_before = [p for p in of_run if p.number not in done_now and p.rows > p.failed]
+    # Where there was nothing to do no part is opened: it would take as long as the run is large.
+    looked_at = of_run if reports else []
+    done_before = [p for p in looked_at if p.number not in done_now and p.rows > p.failed]
     with ThreadPoolExecutor(_READERS) as threads:  # a request or two for each part
         for found in threads.map(partial(weak_spots_of, manifest.output_url), done_before):
             spots += found

@@ -58,7 +58,11 @@ def train_network(info: DatasetInfo, run: Run, config: TrainConfig) -> str:
         return run.model_url
     samples = open_split(info, "train")
     logger.info("training on %s images of %s", f"{len(samples):,}", stores.redact(info.url))
-    trainer = make_trainer(info, samples, run, config)
+    try:
+        trainer = make_trainer(info, samples, run, config)
+    except Exception:
+        run.release()  # other settings, which the error may ask for, find the place free
+        raise
     if trainer.step:
         logger.info("resumed at step %s of %s", f"{trainer.step:,}", f"{trainer.num_steps:,}")
     start = time.monotonic()

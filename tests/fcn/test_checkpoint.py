@@ -36,6 +36,13 @@ def test_a_model_file_describes_itself(tmp_path: Path) -> None:
         assert torch.equal(saved.net(image), loaded.net(image))
 
 
+def test_one_flipped_bit_of_the_weights_is_noticed() -> None:
+    data = bytearray(to_bytes(model()))
+    data[-5000] ^= 1
+    with pytest.raises(CheckpointError, match="not those that were saved"):
+        fcn.load(bytes(data))
+
+
 def test_a_loaded_model_can_be_trained_further() -> None:
     net = fcn.load(to_bytes(model())).net.train()
     net(torch.rand(1, 3, 32, 32)).sum().backward()

@@ -198,6 +198,41 @@ def test_decoders_keep_within_the_memory_that_their_parent_may_use(tmp_path: Pat
     assert (done.stdout, done.stderr) == ("3 20 3\n", "")
 
 
+LIAR = """
+import socket
+import fcn.decoding
+from fcn import wire
+
+def serve(descriptor):
+    parent = socket.socket(fileno=descriptor)
+    parent.sendall(wire.READY)
+    while request := wire.receive(parent, wire.REQUEST.size):
+        wire.receive(parent, wire.REQUEST.unpack(request)[-1])
+        parent.sendall({reply})
+
+fcn.decoding.serve = serve
+"""
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "wire.REPLY.pack(wire.FOUND, 1, 1, 1 << 40)",
+        "wire.REPLY.pack(wire.FOUND, 2, 2, 3) + bytes(3)",
+        "wire.REPLY.pack(wire.FAILED, 0, 0, 12) + b'annotations' + bytes([10])",
+    ],
+)
+def test_process_that_an_image_has_taken_over_is_not_believed(
+    reply: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(LIAR.format(reply=reply), encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    pool = Decoders(1)
+    with pytest.raises(DecoderCrashed):
+        pool.decode(qoi(width=2), max_pixels=1000)
+    pool.close()
+
+
 PARENT = """
 import sys, threading
 from pathlib import Path

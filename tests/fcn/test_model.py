@@ -136,7 +136,7 @@ def test_heads_share_the_trunk_and_lie_one_after_another() -> None:
     parts = net.split(scores)
     assert {name: part.shape[1] for name, part in parts.items()} == net.heads
     assert torch.equal(torch.cat(list(parts.values()), dim=1), scores)
-    with pytest.raises(ValueError, match="one head"):
+    with pytest.raises(ValueError, match="one task"):
         FCN("resnet18", 5, 16).split(scores)
 
 

@@ -163,3 +163,18 @@ def test_models_of_other_images_or_of_several_heads_are_refused(
     net = fcn.FCN("squeezenet1_1", 2, **options)
     with pytest.raises(ValueError, match=f"{found}.*call model.net on tensors"):
         Predictor(fcn.Model(net, CLASSES, TORCHVISION))
+
+
+@pytest.mark.parametrize("learnable_upsampling", [False, True])
+def test_half_precision_gives_nearly_the_same_labels(
+    learnable_upsampling: bool, rng: np.random.Generator
+) -> None:
+    trained = varied_model("squeezenet1_1")
+    net = fcn.FCN("squeezenet1_1", 5, learnable_upsampling=learnable_upsampling)
+    net.load_state_dict(trained.net.state_dict(), strict=False)
+    whole = fcn.Model(net, trained.classes, trained.input)
+    image = rng.integers(0, 256, (64, 80, 3), np.uint8)
+    (exact,) = Predictor(whole)([image])
+    (half,) = Predictor(whole, precision="bf16")([image])
+    assert len(np.unique(exact)) > 1
+    assert (half == exact).mean() > 0.95

@@ -48,6 +48,13 @@ def dataset(tmp_path: Path) -> str:
     return url
 
 
+def test_a_training_that_cannot_begin_leaves_its_place_free(tmp_path: Path) -> None:
+    url, run_url = dataset(tmp_path), str(tmp_path / "run")
+    with pytest.raises(StoreError, match="nothing there"):
+        train(url, run_url, settings(init=str(tmp_path / "none.npz")))
+    assert Path(train(url, run_url, settings(epochs=1)).model_url).is_file()
+
+
 def test_a_run_leaves_model_metrics_and_report(tmp_path: Path) -> None:
     summary = train(dataset(tmp_path), str(tmp_path / "run"), settings())
     run = tmp_path / "run"

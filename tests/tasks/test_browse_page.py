@@ -98,7 +98,7 @@ def test_image_that_is_gone_is_shown_by_its_mask_alone(output: str, tmp_path: Pa
     (tmp_path / "in" / "medium.png").unlink()
     [picture] = pictures(output, ["medium.png"], CLASSES)
     assert picture.image is None
-    assert "no image: gone since it was listed" in picture.text
+    assert "no image: nothing there: gone since it was listed" in picture.text
     assert 'class="pair alone"' in page_of(output, count=5)
 
 

@@ -17,7 +17,7 @@ from fcn.intervals import Intervals, bootstrap, tally
 from fcn.masks import decode_mask
 from fcn.metrics import Scores, confusion, mean_of_known
 from fcn.predict import Predictor
-from fcn.train import Labelled
+from fcn.samples import Labelled
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,6 +38,8 @@ class NullModel:
 
     classes = Classes(("everything",), ((0, 0, 0),))
 
+    side_by_side = True
+
     def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
         return [Prediction(np.zeros(image.shape[:2], np.uint8), 1.0) for image in images]
 

@@ -5,8 +5,11 @@
     python -m benchmarks.prediction
 
 Bare network: the net of the pipeline's own predictor on ready tensors (decoded, normalised,
-float32, channels last, one image at a time, as a CPU runs them), upsampling included, and an
-maximum over the classes to a uint8 label map, in the same thread as the pipeline's. Pipeline:
+float32, channels last), one image at a time, all scores upsampled, and the maximum over the
+classes to a uint8 label map. It runs twice, in the same threads as the pipeline: all cores on
+one image, and an image a core, as the pipeline does it; the shares are of the latter, which is
+the faster one. A third column is the predictor itself on decoded images, a core each: with
+normalisation and confidence, which a row needs, and with labels read off band by band. Pipeline:
 shards from the manifest to committed parts (reading, decoding, network, labels and confidence,
 encoding, Parquet, writing) with the default settings, two shards in work, without Prefect. The
 two alternate over the same JPEGs; weights are random, which changes no cost but that of masks.
@@ -24,10 +27,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import boto3
@@ -42,7 +46,7 @@ from benchmarks.machine import describe, processor_seconds
 from fcn.images import decode_image
 from fcn.input import TORCHVISION
 from tasks import stores
-from tasks.engine import NETWORK
+from tasks.engine import CORES
 from tasks.manifest import Manifest, ModelCard, RunCard, read, write
 from tasks.predict_config import PredictConfig
 from tasks.shards import write_part_with
@@ -52,11 +56,14 @@ NETS = {"vgg16": 8, "squeezenet1_1": 64}
 """Trunks of FCN-8s, and images of a round."""
 
 COLUMNS = (
-    *("trunk", "store", "bare, img/s", "pipeline, img/s", "share, %", "of processor time, %"),
+    *("trunk", "store", "bare, all cores on an image, img/s", "bare, an image a core"),
+    *("predictor alone", "pipeline", "share of bare, %", "of its processor time, %"),
+    *("share of all cores on an image, %", "share of predictor, %"),
     *("read, ms", "decode", "network", "encode", "write"),
 )
 
 HEIGHT, WIDTH, NUM_CLASSES = 375, 500, 21
+Submit = Callable[[Callable[[], object]], Future[object]]
 
 
 def photograph(rng: np.random.Generator) -> bytes:
@@ -84,17 +91,21 @@ def predictor(backbone: str) -> fcn.Predictor:
     return fcn.Predictor(fcn.Model(net, classes, TORCHVISION), device="cpu")
 
 
-def ready_tensors(files: Sequence[bytes]) -> list[Tensor]:
-    pixels = [torch.from_numpy(decode_image(data).pixels) for data in files]
-    return [TORCHVISION.normalise(image[None].permute(0, 3, 1, 2)) for image in pixels]
+def ready_tensors(images: Sequence[np.ndarray]) -> list[Tensor]:
+    return [TORCHVISION.normalise_interleaved(torch.from_numpy(image)[None]) for image in images]
 
 
 @torch.inference_mode()
-def bare(model: fcn.Predictor, tensors: Sequence[Tensor]) -> np.ndarray:
-    """Seconds of the bare network."""
-    start = clock()
+def bare(model: fcn.Predictor, tensors: Sequence[Tensor]) -> None:
     for tensor in tensors:
         model.net(tensor).max(dim=1).indices.byte()  # `argmax` is ten times slower
+
+
+def seconds_of(jobs: Iterable[Callable[[], object]], submit: Submit) -> np.ndarray:
+    """Seconds that tasks take together."""
+    start = clock()
+    for job in [submit(job) for job in jobs]:
+        job.result()
     return clock() - start
 
 
@@ -120,20 +131,26 @@ class Case:
     """What the rounds of one network on one store took: seconds by the clock, of the processor."""
 
     num_images: int
+    together: list[np.ndarray] = field(default_factory=list)
     bare: list[np.ndarray] = field(default_factory=list)
+    alone: list[np.ndarray] = field(default_factory=list)
     pipeline: list[np.ndarray] = field(default_factory=list)
     stages: Counter[str] = field(default_factory=Counter)
 
     def line(self, net: str, store: str) -> str:
-        bare, pipeline = np.array(self.bare).T, np.array(self.pipeline).T
+        together, bare, alone, pipeline = (
+            np.array(rounds).T for rounds in (self.together, self.bare, self.alone, self.pipeline)
+        )
         share, processor_share = 100 * bare / pipeline
         stages = [
             f"{1e3 * seconds / (self.num_images * len(self.pipeline)):.1f}"
             for seconds in self.stages.values()
         ]
         cells = [
-            *(net, store, spread(self.num_images / bare[0], 2)),
-            *(spread(self.num_images / pipeline[0], 2), spread(share), spread(processor_share)),
+            *(net, store),
+            *(spread(self.num_images / case[0], 2) for case in (together, bare, alone, pipeline)),
+            *(spread(share), spread(processor_share)),
+            *(spread(100 * case[0] / pipeline[0]) for case in (together, alone)),
         ]
         return f"| {' | '.join([*cells, *stages])} |"
 
@@ -165,17 +182,19 @@ def measure(net: str, place: str, rounds: int) -> Case:
     files = [photograph(rng) for _ in range(case.num_images)]
     for index, data in enumerate(files):
         stores.write_bytes(f"{place}/{net}/images/{index:04}.jpg", data)
-    tensors = ready_tensors(files)
+    images = [decode_image(data).pixels for data in files]
+    tensors = ready_tensors(images)
     config = PredictConfig(device="cpu", images_per_shard=case.num_images // 4)
     for number in range(rounds + 1):
         manifest = planned(f"{place}/{net}/images", f"{place}/{net}/out-{number}", config)
-        seconds = NETWORK.submit(bare, model, tensors).result()
+        case.together.append(seconds_of([partial(bare, model, tensors)], CORES.on_all))
+        each = [partial(bare, model, [tensor]) for tensor in tensors]
+        case.bare.append(seconds_of(each, CORES.on_one))
+        each = [partial(model.predict, [image]) for image in images]
+        case.alone.append(seconds_of(each, CORES.on_one))
         pipeline(case, model, manifest, config)
-        if number:
-            case.bare.append(seconds)
-        else:
-            case.pipeline.clear()
-            case.stages.clear()
+        if not number:
+            case = Case(case.num_images)
     return case
 
 
@@ -214,19 +233,19 @@ def page(lines: Sequence[str], loads: Sequence[float]) -> str:
         [
             "# Prediction: the pipeline against the bare network",
             "",
-            "FCN-8s, 21 classes, JPEGs of 500 x 375, float32, one image at a time. Images a",
-            "second, and the pipeline's share of the bare network's rate: medians of alternating",
-            "rounds over the same images, with the smallest and the largest. The share of",
-            "processor time is that of the bare network in that of the pipeline, its decoding",
-            "processes included. Milliseconds are of work per image, summed over threads; stages",
-            "overlap.",
+            "FCN-8s, 21 classes, JPEGs of 500 x 375, float32. Images a second, and the pipeline's",
+            "share of the bare network's rate with an image a core: medians of alternating rounds",
+            "over the same images, with the smallest and the largest. The share of processor time",
+            "is that of the bare network in that of the pipeline, its decoding processes included",
+            "and the S3 server not. Milliseconds are of work per image, summed over threads, of",
+            "the network those of all cores; stages overlap.",
             "",
             f"| {' | '.join(COLUMNS)} |",
             "|" + "---|" * len(COLUMNS),
             *lines,
             "",
-            "What the two are is defined in `benchmarks/prediction.py`: the pipeline also computes",
-            "the confidence and pays for the S3 server on the same two cores.",
+            "What these are is defined in `benchmarks/prediction.py`: predictor and pipeline also",
+            "compute the confidence, and the pipeline pays for the S3 server on the same two cores.",
             "",
             f"Command: `python -m benchmarks.prediction {shlex.join(sys.argv[1:])}`".rstrip("` ")
             + "`",

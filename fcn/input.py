@@ -32,6 +32,20 @@ class InputSpec(BaseModel):
         std = torch.tensor(self.std, device=pixels.device).view(1, 3, 1, 1)
         return (pixels.float() - mean) / std
 
+    def normalise_interleaved(self, pixels: Tensor) -> Tensor:
+        """`normalise` of uint8 ``N x H x W x 3``, the channels last in memory, too.
+
+        The values are the same to the bit. A CPU takes whole rows at a time here, and would
+        take three numbers at a time there.
+        """
+        if self.channel_order == "BGR":
+            pixels = pixels.flip(3)
+        num, height, width, channels = pixels.shape
+        mean = torch.tensor(self.mean, device=pixels.device).repeat(width)
+        std = torch.tensor(self.std, device=pixels.device).repeat(width)
+        rows = pixels.reshape(num, height, width * channels).float()
+        return rows.sub_(mean).div_(std).view(pixels.shape).permute(0, 3, 1, 2)
+
 
 TORCHVISION = InputSpec(
     channel_order="RGB", mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)

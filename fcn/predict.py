@@ -12,6 +12,7 @@ from torch import Tensor
 from fcn.checkpoint import Model, check_gives_labels
 from fcn.classes import Classes
 from fcn.device import Precision, autocast, find_device
+from fcn.winners import winners
 
 TILE_SIZE = 1024
 """Side in pixels of the tiles that larger images are cut into."""
@@ -84,6 +85,11 @@ class Predictor:
         """Classes of the label maps."""
         return self.model.classes
 
+    @property
+    def side_by_side(self) -> bool:
+        """Whether several threads may call it at once, with an image each: not on a GPU."""
+        return self.device.type == "cpu"
+
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Label maps ``H x W`` of RGB images uint8 ``H x W x 3``, in their order."""
         return [prediction.label for prediction in self.predict(images)]
@@ -146,9 +152,9 @@ class Predictor:
     def _score(self, pixels: np.ndarray) -> Tensor:
         """Scores ``N x C x h x w`` at the network's stride, of uint8 ``N x H x W x 3``."""
         pixels = np.require(pixels, None, ["C", "W"])  # what torch takes
-        images = torch.from_numpy(pixels).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        images = torch.from_numpy(pixels).to(self.device, non_blocking=True)
         with autocast(self.device, self.precision):
-            score: Tensor = self.net.score(self.model.input.normalise(images))
+            score: Tensor = self.net.score(self.model.input.normalise_interleaved(images))
         return score
 
     def _choose(
@@ -164,12 +170,8 @@ class Predictor:
         labels = np.empty((len(score), height, width), self._dtype)
         sums = torch.zeros(len(score), dtype=torch.float64, device=self.device)
         for number, scores in enumerate(upscore.bands(score, *window, num_rows)):
-            band = scores.float()
-            best, winner = band.max(dim=1)
-            inverse = band.sub_(best[:, None]).exp_().sum(dim=1)
-            sums += inverse.reciprocal_().sum(dim=(1, 2), dtype=torch.float64)
-            if self._dtype is np.uint8:
-                winner = winner.byte()  # before it leaves the device
+            winner, certain = winners(scores.float())
+            sums += certain
             labels[:, number * num_rows : (number + 1) * num_rows] = winner.cpu().numpy()
         return labels, sums
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 import numpy as np
@@ -27,7 +28,7 @@ from fcn.decoders import Decoders, decoder_bytes
 from fcn.errors import ImageError
 from fcn.images import DecodedImage
 from fcn.masks import count_labels, encode_mask
-from fcn.predict import Prediction
+from fcn.predict import MAX_WHOLE_PIXELS, Prediction
 from tasks.budget import (
     LABEL_BYTES,
     MAX_IMAGE_BYTES,
@@ -36,6 +37,7 @@ from tasks.budget import (
     budgets,
     prefetched,
 )
+from tasks.cores import Cores
 from tasks.part_file import Row
 from tasks.predict_config import PredictConfig
 from tasks.reading import ReadError, read_objects
@@ -58,12 +60,8 @@ SaveMask = Callable[[str, bytes], str]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
-NETWORK = ThreadPoolExecutor(1, "network")
-"""The one thread of this process that runs networks: shards in work take turns, by batch.
-
-Not a lock: for each thread that calls it OpenMP keeps a team of its own, and with more teams
-than cores every parallel loop waits for sleeping threads.
-"""
+CORES = Cores(torch.get_num_threads())
+"""What runs the networks of this process, for all shards in work."""
 
 DECODERS = Decoders(THREADS)
 """The decoding processes of this process, for all shards in work."""
@@ -84,6 +82,10 @@ class Segmenter(Protocol):
     def classes(self) -> Classes:
         """Classes of the label maps."""
 
+    @property
+    def side_by_side(self) -> bool:
+        """Whether several threads may call it at once, with an image each."""
+
     def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
         """Label maps and confidences of RGB images uint8 ``H x W x 3``, in their order."""
 
@@ -91,6 +93,7 @@ class Segmenter(Protocol):
 class Seconds:
     """Busy time by stage, summed over threads; stages overlap, so the sum exceeds the clock.
 
+    Of the network it is that of all cores: a second of one core counts as much as its share.
     ``by_image`` tells, by key, how much of decoding and of the network was an image's own.
     """
 
@@ -102,15 +105,23 @@ class Seconds:
         self._lock = threading.Lock()
 
     @contextmanager
-    def measure(self, stage: Stage, keys: Collection[str] = ()) -> Iterator[None]:
-        """Add the time of a ``with`` block to a stage, and to images an equal share each."""
+    def measure(
+        self, stage: Stage, keys: Collection[str] = (), *, cores: float = 1.0
+    ) -> Iterator[None]:
+        """Add the time of a ``with`` block to a stage, and to images an equal share each.
+
+        Args:
+            stage: What is done.
+            keys: Of the images that it is done for.
+            cores: The share of the machine that does it.
+        """
         start = time.perf_counter()
         try:
             yield
         finally:
             seconds = time.perf_counter() - start
             with self._lock:
-                self.by_stage[stage] += seconds
+                self.by_stage[stage] += cores * seconds
                 for key in keys:
                     self.by_image[key] = self.by_image.get(key, 0.0) + seconds / len(keys)
 
@@ -306,15 +317,31 @@ class _Engine:
         """
         if not images:
             return []
+        pixels = max(image.shape[0] * image.shape[1] for image in images.values())
+        if not (self.predictor.side_by_side and pixels * CORES.number <= MAX_WHOLE_PIXELS):
+            return self._predicted(images, CORES.on_all(partial(self._run, images, 1.0)))
+        jobs = {
+            key: CORES.on_one(partial(self._run, {key: images[key]}, 1 / CORES.number))
+            for key in images
+        }
+        return [
+            outcome
+            for key, job in jobs.items()
+            for outcome in self._predicted({key: images[key]}, job)
+        ]
+
+    def _predicted(
+        self, images: Mapping[str, np.ndarray], job: Future[list[Prediction | Exception]]
+    ) -> list[Prediction | Exception]:
         try:
-            return NETWORK.submit(self._run, images).result()
+            return job.result()
         except (torch.OutOfMemoryError, MemoryError) as error:
             if len(images) == 1:
                 return [error]
         return [one for key in images for one in self._predict({key: images[key]})]
 
-    def _run(self, images: Mapping[str, np.ndarray]) -> list[Prediction | Exception]:
-        with self.seconds.measure("network", images):
+    def _run(self, images: Mapping[str, np.ndarray], cores: float) -> list[Prediction | Exception]:
+        with self.seconds.measure("network", images, cores=cores):
             return list(self.predictor.predict(list(images.values())))
 
     def _row(self, image: _Image, outcome: Prediction | Exception, truncated: bool) -> Row:

@@ -22,6 +22,8 @@ class Brightness:
 
     classes = CLASSES
 
+    side_by_side = True
+
     def predict(self, images: Sequence[np.ndarray]) -> list[fcn.Prediction]:
         """Class 0, 1 or 2 of each pixel, by thirds of the brightness."""
         return [

@@ -20,6 +20,7 @@ from fcn.input import TORCHVISION
 from fcn.masks import decode_mask
 from tasks import engine, part_file, stores
 from tasks.budget import least_budget
+from tasks.cores import Cores
 from tasks.engine import Seconds, segment
 from tasks.part_file import Row
 from tasks.predict_config import PredictConfig
@@ -128,7 +129,9 @@ def test_windows_are_bounded_in_bytes() -> None:
 
 
 class Memory(Brightness):
-    """Has memory for so many pixels at once; notes how many it was given."""
+    """A GPU with memory for so many pixels at once; notes how many it was given."""
+
+    side_by_side = False
 
     def __init__(self, num_pixels: int) -> None:
         self.num_pixels = num_pixels
@@ -283,6 +286,8 @@ def test_seconds_are_told_by_image(tmp_path: Path, rng: np.random.Generator) -> 
 
 def test_two_shards_take_turns_on_the_network(tmp_path: Path, rng: np.random.Generator) -> None:
     class Alone(Brightness):
+        side_by_side = False
+
         def __init__(self) -> None:
             self.busy = threading.Lock()
 
@@ -358,7 +363,7 @@ def test_shards_that_fail_leave_the_budget_to_others(
     assert {row.status for row in rows.values()} == {"ok"}
 
 
-def model_rows(prefix: str, *, threads: int = 1, **settings: Any) -> bytes:
+def model_rows(prefix: str, *, cores: int = 1, **settings: Any) -> bytes:
     """The part of everything below a prefix by a small network, in shards of so many images."""
     torch.manual_seed(0)
     net = fcn.FCN("squeezenet1_1", 3, 8)
@@ -375,8 +380,8 @@ def model_rows(prefix: str, *, threads: int = 1, **settings: Any) -> bytes:
     entries = list(stores.list_entries(prefix))
     size = config.images_per_shard
     shards = [entries[start : start + size] for start in range(0, len(entries), size)]
-    engine.NETWORK.submit(torch.set_num_threads, threads).result()
-    with ThreadPoolExecutor(config.concurrency) as pool:
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(config.concurrency) as pool:
+        patch.setattr(engine, "CORES", Cores(cores))
         found = pool.map(lambda shard: segment(shard, predictor, config, seconds=Seconds()), shards)
         rows = [row for shard in found for row in shard]
     part = part_file.summarise(rows, run=0, number=0, run_digest="")
@@ -385,7 +390,13 @@ def model_rows(prefix: str, *, threads: int = 1, **settings: Any) -> bytes:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"batch_size": 4}, {"images_per_shard": 3}, {"images_per_shard": 4, "concurrency": 3}],
+    [
+        {"batch_size": 4},
+        {"images_per_shard": 3},
+        {"images_per_shard": 4, "concurrency": 3},
+        {"cores": 3},
+        {"cores": 2, "images_per_shard": 2},
+    ],
 )
 def test_a_row_depends_on_its_image_alone(
     settings: dict[str, Any], tmp_path: Path, rng: np.random.Generator

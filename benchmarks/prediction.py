@@ -52,7 +52,7 @@ from tasks.predict_config import PredictConfig
 from tasks.shards import write_part_with
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "prediction.md"
-NETS = {"vgg16": 8, "squeezenet1_1": 64}
+NETS = {"vgg16": 8, "squeezenet1_1": 192}
 """Trunks of FCN-8s, and images of a round."""
 
 COLUMNS = (
@@ -245,7 +245,7 @@ def page(lines: Sequence[str], loads: Sequence[float]) -> str:
             *lines,
             "",
             "What these are is defined in `benchmarks/prediction.py`: predictor and pipeline also",
-            "compute the confidence, and the pipeline pays for the S3 server on the same two cores.",
+            "compute the confidence, and the pipeline pays for the S3 server on the same cores.",
             "",
             f"Command: `python -m benchmarks.prediction {shlex.join(sys.argv[1:])}`".rstrip("` ")
             + "`",

@@ -20,7 +20,7 @@ IMAGE_PATTERNS = (
 )
 """Names of files that hold images, in the formats that `fcn.decode_image` reads."""
 
-ROW_FORMAT = 2
+ROW_FORMAT = 3
 """Raised whenever the same image and model would give another row."""
 
 
@@ -84,8 +84,8 @@ class PredictConfig(BaseModel):
         10 << 30,
         description="Most bytes that files, pixels and masks take at once, over all shards in "
         "work and in the processes that decode; only images near max_image_pixels make use of "
-        "all of it. On top come the network (weights, maps of one batch or tile) and the "
-        "finished rows of the shards in work.",
+        "all of it. On top come the network (weights, maps of one batch or tile, or of small "
+        "images, one a core) and the finished rows of the shards in work.",
     )
     max_failed: float = Field(
         0.01,
@@ -114,8 +114,8 @@ class PredictConfig(BaseModel):
         2,
         ge=1,
         le=32,
-        description="Shards in work at once. The network takes one batch at a time; meanwhile "
-        "other shards read, decode and write.",
+        description="Shards in work at once. They share the network, a GPU by batches and a CPU "
+        "by an image a core; meanwhile others read, decode and write.",
     )
 
     @model_validator(mode="after")

@@ -26,12 +26,17 @@ def read_ranges(
     Returns:
         The bytes, or what the store said instead.
     """
-    found: list[bytes | BaseException | None] = list(
-        s3_ranges.read_ranges(fs, paths, starts, ends, concurrency)
-    )
+    found = s3_ranges.read_ranges(fs, paths, starts, ends, concurrency)
     left = [index for index, data in enumerate(found) if data is None]
-    places = ([given[index] for index in left] for given in (paths, starts, ends))
-    read = iter(_read_ranges(fs, *places, concurrency))
+    read = iter(
+        _read_ranges(
+            fs,
+            [paths[index] for index in left],
+            [starts[index] for index in left],
+            [ends[index] for index in left],
+            concurrency,
+        )
+    )
     return [next(read) if data is None else data for data in found]
 
 

@@ -9,14 +9,12 @@ an exception inside its ``with`` block commits the bytes written so far.
 """
 
 import contextlib
-import errno
 import io
 import re
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
 
 from fsspec.core import get_filesystem_class, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -24,6 +22,8 @@ from fsspec.utils import glob_translate
 
 from tasks import durable, listing
 from tasks.listing import UNKNOWN_SIZE, Entry
+from tasks.store_errors import StoreError, StoreUnavailable, explained, is_transient
+from tasks.urls import SCHEME, is_chain, join, local_path, redact, redact_text, split_glob
 
 __all__ = [
     "UNKNOWN_SIZE",
@@ -53,77 +53,7 @@ __all__ = [
     "write_bytes",
 ]
 
-_SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.\-]*)://")
-_ARCHIVES = {"zip", "tar", "libarchive"}  # zip://MEMBER::URL-OF-THE-ARCHIVE
-_QUERY_IS_NAME = {"s3", "s3a", "gs", "gcs", "memory", "az", "abfs", "abfss", *_ARCHIVES}
-_USER_IS_NAME = {"abfs", "abfss", *_ARCHIVES}  # abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…
-_LINK = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.\-]*://)")
-_CACHE = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*::")  # simplecache::URL
-_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]+")
-_LASTING = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG),
-    *(errno.ENAMETOOLONG, errno.EINVAL),
-}
-_NEXT_STEPS = {
-    errno.EROFS: "; choose another place",
-    errno.ENOSPC: "; make room there, then run again",
-    errno.EDQUOT: "; make room there, then run again",
-}
-_LASTING_ERRORS = (
-    *(FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError),
-    *(NotImplementedError, ImportError, ValueError),
-)
 _BLOCK_SIZE = 1 << 20  # s3fs would read 50 MB ahead
-_REFUSED = {400, 401, 403, 405, 501}  # HTTP statuses that asking again does not change
-
-
-class StoreError(Exception):
-    """A URL that cannot be listed, read or written, and why."""
-
-
-class StoreUnavailable(StoreError):
-    """A store that does not answer as it should: it may do so later, see `is_transient`."""
-
-
-def join(url: str, *parts: str) -> str:
-    """``url`` and ``parts`` with exactly one slash between them."""
-    return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
-
-
-def local_path(url: str) -> Path | None:
-    """The local path that ``url`` means, or ``None`` for any other store."""
-    match = _SCHEME.match(url)
-    if match and match["scheme"] not in {"file", "local"}:
-        return None
-    if "::" in url and not url.startswith(("/", ".", "file:", "local:")):
-        return None
-    return Path(url[match.end() :] if match else url).expanduser().absolute()
-
-
-def redact(url: str) -> str:
-    """``url`` without user name, password and query string: fit for a log or a table."""
-    if local_path(url) is not None:
-        return url
-    links = _LINK.split(url) if _is_chain(url) else [url]
-    return "::".join(map(_redact_link, links))
-
-
-def redact_text(text: str) -> str:
-    """A text, such as the error of a client, with every URL in it as `redact` gives it."""
-    return _URL_IN_TEXT.sub(lambda found: redact(found[0]), text)
-
-
-def _redact_link(url: str) -> str:
-    match = _SCHEME.match(url)
-    if not match:
-        return url
-    scheme = match["scheme"]
-    if scheme in _QUERY_IS_NAME:  # there, "?" and "#" are characters of a key like any other
-        place, slash, rest = url[match.end() :].partition("/")
-        place = place if scheme in _USER_IS_NAME else place.rpartition("@")[2]
-        return f"{match[0]}{place}{slash}{rest}"
-    found = urlsplit(url)
-    return urlunsplit((found.scheme, found.netloc.rpartition("@")[2], found.path, "", ""))
 
 
 def filesystem(url: str) -> tuple[Any, str]:
@@ -139,8 +69,8 @@ def filesystem(url: str) -> tuple[Any, str]:
     if path is not None:
         return LocalFileSystem(), str(path)
     with explained(url, "open"):
-        match = _SCHEME.match(url)
-        if not match or _is_chain(url):
+        match = SCHEME.match(url)
+        if not match or is_chain(url):
             fs, chained = url_to_fs(url, use_listings_cache=False)
             return fs, str(chained)
         store = get_filesystem_class(match["scheme"])
@@ -365,93 +295,6 @@ def kind_of(url: str) -> Literal["prefix", "object", "glob"]:
     return "glob"
 
 
-def split_glob(url: str) -> tuple[str, str]:
-    """The folders before the first wildcard, and the pattern from there on ("" for none)."""
-    web = url.startswith(("http://", "https://"))  # where "?" begins a query
-    parts = url.split("/")
-    for index, part in enumerate(parts):
-        if re.search(r"[*\[]" if web else r"[*?\[]", part):
-            return "/".join(parts[:index]), "/".join(parts[index:])
-    return url, ""
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether reading or writing again may succeed where it just failed with ``error``.
-
-    A missing object, a refused permission and a full disk are not transient. Clients of
-    stores also raise errors of their own (aiohttp, botocore, …), which fsspec passes on.
-    """
-    if isinstance(error, StoreUnavailable):
-        return True
-    if isinstance(error, _LASTING_ERRORS) or "Credentials" in type(error).__name__:
-        return False
-    if isinstance(error, OSError):
-        return error.errno not in _LASTING
-    if getattr(error, "status", None) in _REFUSED:
-        return False
-    package = type(error).__module__.partition(".")[0]
-    return package in {"aiohttp", "botocore", "aiobotocore", "gcsfs", "azure", "fsspec"}
-
-
-def _is_chain(url: str) -> bool:
-    """Whether fsspec is to go through several stores; ``::`` may be in a name, too."""
-    match = _SCHEME.match(url)
-    in_archive = match is not None and match["scheme"] in _ARCHIVES and "::" in url
-    return in_archive or bool(_LINK.search(url) or _CACHE.match(url))
-
-
 def _explained_entries(entries: Iterator[Entry], url: str) -> Iterator[Entry]:
     with explained(url, "list"):
         yield from entries
-
-
-@contextlib.contextmanager
-def explained(url: str, verb: str) -> Iterator[None]:
-    """Turn what a store says into a `StoreError`; faults of the program stay what they are.
-
-    Args:
-        url: What is being read or written within the ``with`` block.
-        verb: What is being done to it, as in ``cannot write URL: …``.
-
-    Raises:
-        StoreError: in the place of the error of a store.
-    """
-    place = redact(url)
-    try:
-        yield
-    except StoreError:
-        raise
-    except FileNotFoundError as error:
-        raise StoreError(f"cannot {verb} {place}: nothing there") from error
-    except PermissionError as error:
-        raise StoreError(
-            f"cannot {verb} {place}: permission denied; check who owns it and the credentials "
-            "in the environment or in fsspec's configuration"
-        ) from error
-    except Exception as error:
-        if is_transient(error):
-            raise StoreUnavailable(
-                f"cannot {verb} {place}: {type(error).__name__}: {_reason(error)}; check the "
-                "store's endpoint and the network, then run again"
-            ) from error
-        if _is_lasting(error):
-            raise StoreError(f"cannot {verb} {place}: {_reason(error)}") from error
-        raise
-
-
-def _is_lasting(error: Exception) -> bool:
-    """Whether the store, or fsspec for it, refuses for good."""
-    refused = getattr(error, "status", None) in _REFUSED or "Credentials" in type(error).__name__
-    return refused or isinstance(error, OSError | NotImplementedError | ImportError | ValueError)
-
-
-def _reason(error: Exception) -> str:
-    """What an error says, without the credentials of URLs in it."""
-    if isinstance(error, NotImplementedError):
-        return "this store can only be read"
-    if isinstance(error, OSError) and error.strerror:
-        text = error.strerror.lower() + _NEXT_STEPS.get(error.errno or 0, "")
-    else:
-        answer = (getattr(error, "status", None), getattr(error, "message", None))  # of HTTP
-        text = " ".join(str(part) for part in answer if part) if answer[1] else str(error)
-    return redact_text(text)

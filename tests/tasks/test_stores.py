@@ -15,10 +15,9 @@ from typing import Any
 
 import fsspec.config
 import pytest
-from botocore.exceptions import NoCredentialsError
 
 from tasks import stores
-from tasks.stores import StoreError, StoreUnavailable
+from tasks.stores import StoreError
 
 HARD_KEYS = [
     "a b/plus+and&.jpg",
@@ -300,32 +299,6 @@ def test_unknown_scheme_says_so() -> None:
         stores.filesystem("sss://bucket/x")
 
 
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("https://me:secret@host/a/b.jpg?sig=secret#x", "https://host/a/b.jpg"),
-        ("s3://key:secret@bucket/a?b@c.jpg", "s3://bucket/a?b@c.jpg"),
-        (
-            "abfss://box@account.dfs.core.windows.net/x",
-            "abfss://box@account.dfs.core.windows.net/x",
-        ),
-        ("/data/what?/a@b.jpg", "/data/what?/a@b.jpg"),
-        ("simplecache::https://me:secret@host/x?sig=secret", "simplecache::https://host/x"),
-        ("zip://a?@b.png::https://me:secret@host/x.zip", "zip://a?@b.png::https://host/x.zip"),
-        (
-            "zip://a.png::simplecache::s3://key:secret@bucket/x.zip",
-            "zip://a.png::simplecache::s3://bucket/x.zip",
-        ),
-        ("zip://a::b.png::/data/x@y.zip", "zip://a::b.png::/data/x@y.zip"),
-        ("https://me:secret@host/a::b?sig=secret", "https://host/a::b"),
-        ("s3://bucket/two::colons@x.jpg", "s3://bucket/two::colons@x.jpg"),
-        ("file:///data/x?y", "file:///data/x?y"),
-    ],
-)
-def test_redact_drops_credentials_and_nothing_else(url: str, shown: str) -> None:
-    assert stores.redact(url) == shown
-
-
 def test_chains_are_read_through_every_store(prefix: str) -> None:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
@@ -343,46 +316,6 @@ def test_errors_show_no_credentials() -> None:
     with pytest.raises(StoreError) as caught:
         stores.filesystem("sss://me:secret@bucket/x?token=secret")
     assert "secret" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("url", "path"),
-    [
-        ("/a/b", "/a/b"),
-        ("file:///a/b", "/a/b"),
-        ("/a/b::c", "/a/b::c"),
-        ("s3://bucket/a", None),
-        ("memory://a", None),
-        ("simplecache::s3://bucket/a", None),
-    ],
-)
-def test_local_path_knows_what_is_local(url: str, path: str | None) -> None:
-    assert stores.local_path(url) == (Path(path) if path else None)
-
-
-def test_relative_and_home_paths_are_made_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert stores.local_path("a/b") == Path.cwd() / "a" / "b"
-    assert stores.local_path("~/b") == Path.home() / "b"
-
-
-@pytest.mark.parametrize(
-    ("error", "transient"),
-    [
-        (TimeoutError("slow"), True),
-        (OSError(errno.EREMOTEIO, "500"), True),
-        (ConnectionResetError(), True),
-        (FileNotFoundError(), False),
-        (PermissionError(), False),
-        (OSError(errno.ENOSPC, "full"), False),
-        (NotADirectoryError(), False),
-        (NoCredentialsError(), False),
-        (StoreUnavailable("503"), True),
-        (StoreError("refused"), False),
-        (ValueError("no"), False),
-    ],
-)
-def test_only_errors_that_may_pass_are_transient(error: Exception, transient: bool) -> None:
-    assert stores.is_transient(error) is transient
 
 
 def test_a_file_in_the_way_is_not_taken_for_the_object(tmp_path: Path) -> None:

@@ -284,6 +284,56 @@ def test_seconds_are_told_by_image(tmp_path: Path, rng: np.random.Generator) -> 
     assert min(seconds.by_image[f"slow{index}.png"] for index in range(2)) > 0.15 + 0.3
 
 
+class Cpu(Brightness):
+    """Notes the height of each image with the threads that torch had for it and who was in."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, int, int]] = []
+        self.inside = 0
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[fcn.Prediction]:
+        self.inside += 1
+        time.sleep(0.02)
+        self.seen += [(len(image), torch.get_num_threads(), self.inside) for image in images]
+        self.inside -= 1
+        if len(images[0]) == 5:
+            raise MemoryError
+        return super().predict(images)
+
+
+def test_a_cpu_takes_an_image_a_core_and_large_ones_alone(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(str(tmp_path), {f"{n}.png": encoded(pixels(rng, 10, 10)) for n in range(9)})
+    put(str(tmp_path), {f"large{n}.png": encoded(pixels(rng, 11, 10)) for n in range(2)})
+    put(str(tmp_path), {f"no-room{n}.png": encoded(pixels(rng, 5, 10)) for n in range(2)})
+    monkeypatch.setattr(engine, "CORES", Cores(3))
+    monkeypatch.setattr(engine, "MAX_WHOLE_PIXELS", 300)
+    predictor = Cpu()
+
+    rows = run(str(tmp_path), predictor)
+
+    assert {(height, threads) for height, threads, _ in predictor.seen} == {
+        *((10, 1), (5, 1), (11, 3))
+    }
+    assert max(inside for height, _, inside in predictor.seen if height == 10) == 3
+    assert max(inside for height, _, inside in predictor.seen if height == 11) == 1
+    failed = {key: row.error_class for key, row in rows.items() if row.status == "failed"}
+    assert failed == {"no-room0.png": "MemoryError", "no-room1.png": "MemoryError"}
+
+
+def test_the_seconds_of_the_network_are_those_of_all_cores(
+    tmp_path: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(str(tmp_path), {f"{n}.png": encoded(pixels(rng)) for n in range(4)})
+    monkeypatch.setattr(engine, "CORES", Cores(4))
+    seconds = Seconds()
+    entries = list(stores.list_entries(str(tmp_path)))
+    segment(entries, Cpu(), PredictConfig(), seconds=seconds)
+    assert seconds.by_stage["network"] == pytest.approx(0.02, abs=0.015)  # four times a quarter
+    assert all(alone > 0.02 for alone in seconds.by_image.values())
+
+
 def test_two_shards_take_turns_on_the_network(tmp_path: Path, rng: np.random.Generator) -> None:
     class Alone(Brightness):
         side_by_side = False

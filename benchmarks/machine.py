@@ -19,23 +19,30 @@ def describe() -> str:
     )
 
 
-def decoding_processes() -> Iterator[Path]:
-    """Those of this process (`fcn.decoders`) that are alive, as folders of ``/proc``."""
+def children(text: str) -> Iterator[Path]:
+    """Processes that this one started, have this text in their command, and are alive: in /proc."""
     for task in Path("/proc/self/task").glob("*/children"):
         for child in task.read_text("ascii").split():
             process = Path("/proc") / child
-            if "fcn.decoding" in (process / "cmdline").read_text("utf-8"):
+            if text in (process / "cmdline").read_text("utf-8"):
                 yield process
+
+
+def decoding_processes() -> Iterator[Path]:
+    """Those of this process (`fcn.decoders`)."""
+    return children("fcn.decoding")
+
+
+def seconds_of_process(process: Path) -> float:
+    """Processor time of a process until now."""
+    user, system = (process / "stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def processor_seconds() -> float:
     """Processor time of this process and of its decoding processes until now."""
     times = os.times()
-    seconds = times.user + times.system
-    for process in decoding_processes():
-        user, system = (process / "stat").read_text().rpartition(")")[2].split()[11:13]
-        seconds += (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
-    return seconds
+    return times.user + times.system + sum(map(seconds_of_process, decoding_processes()))
 
 
 def _processor() -> str:

@@ -42,7 +42,7 @@ from PIL import Image
 from torch import Tensor
 
 import fcn
-from benchmarks.machine import describe, processor_seconds
+from benchmarks.machine import children, describe, processor_seconds, seconds_of_process
 from fcn.images import decode_image
 from fcn.input import TORCHVISION
 from tasks import stores
@@ -59,7 +59,7 @@ COLUMNS = (
     *("trunk", "store", "bare, all cores on an image, img/s", "bare, an image a core"),
     *("predictor alone", "pipeline", "share of bare, %", "of its processor time, %"),
     *("share of all cores on an image, %", "share of predictor, %"),
-    *("read, ms", "decode", "network", "encode", "write"),
+    *("read, ms", "decode", "network", "encode", "write", "S3 server"),
 )
 
 HEIGHT, WIDTH, NUM_CLASSES = 375, 500, 21
@@ -79,6 +79,11 @@ def photograph(rng: np.random.Generator) -> bytes:
 def clock() -> np.ndarray:
     """Seconds by the clock, and of processor time."""
     return np.array([time.perf_counter(), processor_seconds()])
+
+
+def server_seconds() -> float:
+    """Processor time of the S3 server until now."""
+    return sum(map(seconds_of_process, children("moto.server")))
 
 
 def predictor(backbone: str) -> fcn.Predictor:
@@ -136,6 +141,7 @@ class Case:
     alone: list[np.ndarray] = field(default_factory=list)
     pipeline: list[np.ndarray] = field(default_factory=list)
     stages: Counter[str] = field(default_factory=Counter)
+    server: float = 0.0
 
     def line(self, net: str, store: str) -> str:
         together, bare, alone, pipeline = (
@@ -144,7 +150,7 @@ class Case:
         share, processor_share = 100 * bare / pipeline
         stages = [
             f"{1e3 * seconds / (self.num_images * len(self.pipeline)):.1f}"
-            for seconds in self.stages.values()
+            for seconds in [*self.stages.values(), self.server]
         ]
         cells = [
             *(net, store),
@@ -161,7 +167,7 @@ def spread(values: np.ndarray, digits: int = 1) -> str:
 
 
 def pipeline(case: Case, model: fcn.Predictor, manifest: Manifest, config: PredictConfig) -> None:
-    start = clock()
+    start, server = clock(), server_seconds()
     with ThreadPoolExecutor(config.concurrency) as shards:
         reports = list(
             shards.map(
@@ -170,6 +176,7 @@ def pipeline(case: Case, model: fcn.Predictor, manifest: Manifest, config: Predi
             )
         )
     case.pipeline.append(clock() - start)
+    case.server += server_seconds() - server
     assert sum(report.part.ok for report in reports) == case.num_images
     for report in reports:
         case.stages.update(report.stages)
@@ -238,7 +245,7 @@ def page(lines: Sequence[str], loads: Sequence[float]) -> str:
             "over the same images, with the smallest and the largest. The share of processor time",
             "is that of the bare network in that of the pipeline, its decoding processes included",
             "and the S3 server not. Milliseconds are of work per image, summed over threads, of",
-            "the network those of all cores; stages overlap.",
+            "the network those of all cores; stages overlap. The S3 server's are processor time.",
             "",
             f"| {' | '.join(COLUMNS)} |",
             "|" + "---|" * len(COLUMNS),

@@ -90,7 +90,17 @@ class TrainConfig(BaseModel):
     )
     epochs: int = Field(30, ge=1, description="Passes over the training split.")
     batch_size: int = Field(
-        8, ge=1, description="Images, or crops, that go through the network together."
+        8,
+        ge=1,
+        description="Images, or crops, that go through the network together; with several "
+        "processes, over all of them.",
+    )
+    num_processes: int | None = Field(
+        None,
+        ge=1,
+        description="Training processes on this machine, as torchrun starts them: each takes its "
+        "share of every batch, and the steps are those of one. Empty is one for each GPU (a "
+        "device cuda:1 has one), and one on a CPU.",
     )
     accumulate: int = Field(
         1,
@@ -137,7 +147,10 @@ class TrainConfig(BaseModel):
         description="Have a GPU compute the same bits every time, more slowly. A CPU does anyway.",
     )
     num_workers: int = Field(
-        1, ge=0, description="Processes that decode and augment; 0 does it in the training process."
+        1,
+        ge=0,
+        description="Processes that decode and augment, for each training process; 0 does it in "
+        "the training process.",
     )
     seed: int = Field(
         0, ge=0, lt=2**32, description="Seed of the weights, the order and the augmentation."
@@ -159,6 +172,20 @@ class TrainConfig(BaseModel):
             raise ValueError(
                 f"torchvision has no ImageNet weights of {self.backbone}; give init='none', or "
                 "the URL of a file, such as its .caffemodel"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_processes(self) -> Self:
+        count = self.num_processes or 1
+        if count > self.batch_size:
+            raise ValueError(
+                f"a batch of {self.batch_size} images cannot be dealt out to {count} processes; "
+                f"give a batch_size of at least {count}"
+            )
+        if count > 1 and self.device.startswith("cuda:"):
+            raise ValueError(
+                f"{self.device} is one GPU, and {count} processes need one each; give device=cuda"
             )
         return self
 
@@ -187,7 +214,9 @@ class TrainConfig(BaseModel):
 
         Where it runs, how often it is scored, and where `init` was read from are left out.
         """
-        left_out = {"device", "num_workers", "resume", "evaluate_every", "init"}
+        left_out = {
+            "device", "num_processes", "num_workers", "resume", "evaluate_every", "init"
+        }  # fmt: skip
         return self.model_dump(mode="json", exclude=left_out)
 
 

@@ -1,7 +1,7 @@
 """Training, one step at a time, resumable at any step.
 
 Every random number follows from the seed and a position: the order of an epoch from (seed,
-epoch), the augmentation of a sample from (seed, epoch, sample), dropout from (seed, step).
+epoch), the augmentation of a sample from (seed, epoch, sample), dropout from (seed, step, rank).
 A resumed run needs no random state to go on as if it had never stopped.
 """
 
@@ -27,6 +27,7 @@ from fcn.device import autocast, deterministic, find_device, resolve_precision
 from fcn.errors import CheckpointError, FcnError, TrainingError
 from fcn.loss import median_frequency_weights, pixel_cross_entropy, total_weight
 from fcn.model import FCN
+from fcn.parallel import World, normalises_batches, pad_to, share_statistics
 from fcn.recipes import TrainConfig, make_optimizer
 from fcn.samples import DROPOUT, ORDER, Batch, LabelledSamples, TrainingSamples, mix
 from fcn.weights import Transplant
@@ -45,9 +46,9 @@ class Step:
         epoch: Passes over the samples completed after it.
         loss: Mean cross-entropy over the step's labelled pixels; 0 if it has none.
         learning_rate: Peak group's rate in this step.
-        num_images: Images in the step.
+        num_images: Images in the step, over all ranks.
         seconds: Time of the whole step.
-        waited: Part of it that the network waited for its batches.
+        waited: Part of it that this process's network waited for its batches.
         ends_epoch: The step is the last to begin in its epoch.
         skipped: The step changed no weight: it has no labelled pixel, or its gradient
             overflowed in fp16.
@@ -68,8 +69,10 @@ class Trainer:
     """Trains a model on labelled samples.
 
     A step takes ``config.accumulate`` batches of ``config.batch_size`` samples, fewer at the
-    very end. With ``config.ema_decay``, a second network follows the trained one as a moving
-    average of its weights and statistics; it is the one to evaluate and to save.
+    very end. Several processes deal each batch out among them and take the same steps, each with
+    a trainer of its own; only dropout draws other numbers than in one alone. With
+    ``config.ema_decay``, a second network follows the trained one as a moving average of its
+    weights and statistics; it is the one to evaluate and to save.
 
     Args:
         model: The model; its network is changed in place.
@@ -77,17 +80,22 @@ class Trainer:
         config: How to train.
         class_pixels: Pixels of each class in the samples, for class weights.
         transplant: Where the first weights came from, which decides their learning rates.
-        state: Bytes of an earlier `state` of the same training, to go on from there.
+        state: Bytes of an earlier `state` of the same training, to go on from there; by
+            however many processes.
+        world: The processes that train together. All get the same arguments, and their
+            ``samples`` are equal. When one raises, the others wait for it: end them.
 
     Attributes:
         model: The model to evaluate and to save.
         net: The network that is trained: that of ``model``, or the one that it averages.
+        world: The processes that train together.
         step: Steps done.
         num_steps: Steps of the whole training.
 
     Raises:
         CheckpointError: ``state`` is of another training.
         DeviceError: a device this machine does not have.
+        TrainingError: Settings that several processes cannot follow.
         ValueError: No sample.
     """
 
@@ -100,9 +108,11 @@ class Trainer:
         class_pixels: Sequence[int],
         transplant: Transplant,
         state: bytes | None = None,
+        world: World = World(),  # noqa: B008 - frozen
     ) -> None:
         if not len(samples):
             raise ValueError("the training split has no sample")
+        check_shareable(config, model.net, world.size)
         self.config, self._transplant = config, transplant
         self.recipe = config.effective_recipe()
         self.device = find_device(config.device)
@@ -113,8 +123,11 @@ class Trainer:
         self._skips = 0
         self._samples = TrainingSamples(samples, config, model.classes)
         self._digest = training_digest(model, config, self.num_samples)
+        self.world = world
 
         self.net = model.net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if world.size > 1:
+            share_statistics(self.net, self.device)
         self.model = replace(model, net=copy.deepcopy(self.net)) if config.ema_decay else model
         self._forward = torch.compile(self.net) if config.compile else self.net
         rate = self.recipe.learning_rate
@@ -151,14 +164,17 @@ class Trainer:
         reproducible = deterministic if self.config.deterministic else nullcontext
         while self.step < self.num_steps:
             start = time.perf_counter()
-            group = [_unless_error(b) for b in itertools.islice(batches, self.config.accumulate)]
+            group = [
+                _unless_error(next(batches)) if size > self.world.rank else _no_images()
+                for size in self._batch_sizes()
+            ]
             waited = time.perf_counter() - start
             factor = self.recipe.rate(self.step, self.num_steps)
             with reproducible():
                 loss, skipped = self._update(group, factor)
-            before = self.step * self._samples_per_step // self.num_samples
+            before = self.num_seen
             self.step += 1
-            seen = min(self.step * self._samples_per_step, self.config.epochs * self.num_samples)
+            seen = self.num_seen
             epoch = seen // self.num_samples
             seconds = time.perf_counter() - start
             yield Step(
@@ -166,10 +182,10 @@ class Trainer:
                 epoch=epoch,
                 loss=loss,
                 learning_rate=self._learning_rate * factor,
-                num_images=sum(len(images) for images, _ in group),
+                num_images=seen - before,
                 seconds=seconds,
                 waited=waited,
-                ends_epoch=epoch > before,
+                ends_epoch=epoch > before // self.num_samples,
                 skipped=skipped,
             )
 
@@ -224,11 +240,10 @@ class Trainer:
 
     def _update(self, batches: Sequence[Batch], factor: float) -> tuple[float, bool]:
         """One step of the optimizer: the loss before it, and whether it was skipped."""
-        torch.manual_seed(mix(DROPOUT, self.config.seed, self.step))
+        torch.manual_seed(mix(DROPOUT, self.config.seed, self.step, self.world.rank))
         self.net.train()
-        ignore_index = self.model.classes.ignore_index
-        labels = [label.to(self.device, non_blocking=True) for _, label in batches]
-        total = sum(total_weight(label, ignore_index, self._weights) for label in labels)
+        batches = [(images, label.to(self.device, non_blocking=True)) for images, label in batches]
+        total, sizes = self._agree(batches)
         if not total:
             return 0.0, True
         rate = self._learning_rate * factor
@@ -236,13 +251,29 @@ class Trainer:
             group["lr"] = peak * factor
         self._optimizer.zero_grad(set_to_none=True)
         losses = [
-            self._backward(images, label, total)
-            for (images, _), label in zip(batches, labels, strict=True)
+            self._backward(*pad_to(*batch, size, self.model.classes.ignore_index), total)
+            for batch, size in zip(batches, sizes, strict=True)
         ]
-        loss = float(torch.stack(losses).sum())
+        summed = torch.stack(losses).sum()
+        self.world.add([*self._gradients(), summed])
+        loss = float(summed)
         if not np.isfinite(loss):
             raise TrainingError(f"the loss is {loss} at step {self.step + 1}; {self._advice(rate)}")
         return loss, not self._apply(rate)
+
+    def _agree(self, batches: Sequence[Batch]) -> tuple[float, list[tuple[int, int]]]:
+        """Of all ranks: the `total_weight` of the step, and height and width of each batch."""
+        ignore_index = self.model.classes.ignore_index
+        own = [
+            [*label.shape[-2:], total_weight(label, ignore_index, self._weights)]
+            for _, label in batches
+        ]
+        every = self.world.gather(torch.tensor(own, dtype=torch.float64))  # ranks x batches x 3
+        sizes = every[:, :, :2].amax(dim=0).int().tolist()
+        return sum(every[:, :, 2].flatten().tolist()), [(height, width) for height, width in sizes]
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.net.parameters() if p.grad is not None]
 
     def _backward(self, images: Tensor, labels: Tensor, total: float) -> Tensor:
         """Add one batch's gradient; its part of the step's loss."""
@@ -263,8 +294,7 @@ class Trainer:
     def _apply(self, rate: float) -> bool:
         """Change the weights by the gradient, unless it overflowed in fp16; whether it was so."""
         self._scaler.unscale_(self._optimizer)
-        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
-        finite = bool(get_total_norm(gradients, norm_type=torch.inf).isfinite())
+        finite = bool(get_total_norm(self._gradients(), norm_type=torch.inf).isfinite())
         if not finite and not self._scaler.is_enabled():
             raise TrainingError(
                 f"the gradient is not finite at step {self.step + 1}; {self._advice(rate)}"
@@ -307,11 +337,25 @@ class Trainer:
         )
 
     def batches(self) -> Iterator[list[tuple[int, int]]]:
-        """(epoch, sample) of each batch from this step on; epochs follow without a seam."""
-        size, start = self.config.batch_size, self.step * self._samples_per_step
-        stream = itertools.islice(self._stream(), start, None)
-        while batch := list(itertools.islice(stream, size)):
-            yield batch
+        """(epoch, sample) of this rank's share of each batch from this step on, if it has one.
+
+        Epochs follow without a seam.
+        """
+        stream = itertools.islice(self._stream(), self.num_seen, None)
+        while batch := list(itertools.islice(stream, self.config.batch_size)):
+            if share := self.world.share(batch):
+                yield list(share)
+
+    def _batch_sizes(self) -> list[int]:
+        """How many images the batches of the next step have, over all ranks."""
+        size, rest = self.config.batch_size, self.config.epochs * self.num_samples - self.num_seen
+        rest = min(rest, self._samples_per_step)
+        return [min(size, rest - start) for start in range(0, rest, size)]
+
+    @property
+    def num_seen(self) -> int:
+        """Samples that the steps so far took, each counted once an epoch."""
+        return min(self.step * self._samples_per_step, self.config.epochs * self.num_samples)
 
     def _stream(self) -> Iterator[tuple[int, int]]:
         for epoch in range(self.config.epochs):
@@ -358,6 +402,30 @@ def move_average(average: nn.Module, net: nn.Module, decay: float) -> None:
             mean.lerp_(values[name], 1 - decay)
         else:
             mean.copy_(values[name])  # how many batches a normalisation has seen
+
+
+def check_shareable(config: TrainConfig, net: FCN, num_processes: int) -> None:
+    """Find out whether so many processes can train a network together.
+
+    Raises:
+        TrainingError: They cannot; says why.
+    """
+    if config.batch_size < num_processes:
+        raise TrainingError(
+            f"a batch of {config.batch_size} images cannot be dealt out to {num_processes} "
+            f"processes; give a batch_size of at least {num_processes}, or fewer num_processes"
+        )
+    if num_processes > 1 and config.compile and normalises_batches(net):
+        raise TrainingError(
+            f"compile=True does not go with the batch normalisation of {config.backbone} over "
+            f"{num_processes} processes, which exchange its statistics within the network; give "
+            "compile=False, num_processes=1, or a backbone without it"
+        )
+
+
+def _no_images() -> Batch:
+    """The share of a rank that none of the last images fall to."""
+    return torch.empty(0, 3, 1, 1, dtype=torch.uint8), torch.empty(0, 1, 1, dtype=torch.uint8)
 
 
 def _unless_error(batch: Batch | FcnError) -> Batch:

@@ -36,6 +36,7 @@ def train(
         CheckpointError: init names weights that do not fit.
         ImageError, LabelError: a training sample that cannot be used, by its key.
         TrainingError: the loss or its gradient is not finite.
+        RankError: one of several training processes ended by itself, or was killed.
         StoreError: something cannot be read or written.
     """
     info = read_info(dataset_url)

@@ -76,11 +76,12 @@ class Run:
         url = stores.join(self.url, METRICS_NAME)
         if not stores.exists(url):
             return []
-        return [json.loads(line) for line in stores.read_bytes(url).splitlines()]
+        lines = stores.read_bytes(url).splitlines()
+        return [json.loads(line, parse_constant=lambda _: None) for line in lines]
 
     def write_metrics(self, rows: list[Row]) -> None:
         """Write all rows of metrics.jsonl; objects in a store cannot grow."""
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
         stores.write_bytes(stores.join(self.url, METRICS_NAME), lines.encode())
 
     def write_state(self, state: bytes) -> None:

@@ -26,6 +26,7 @@ Fault = Literal[
     "silent",
     "bare answer",
     "no such upload",
+    "cut upload",
 ]
 
 FAULTS: tuple[Fault, ...] = (
@@ -104,7 +105,9 @@ class _Call(BaseHTTPRequestHandler):
             time.sleep(DELAY)
         if fault == "silent":
             time.sleep(SILENCE)
-        if fault in {"lost call", "silent"}:
+        if fault == "cut upload":  # as of a client that is killed, or a proxy that gives up
+            self._begin(body)
+        if fault in {"lost call", "silent", "cut upload"}:
             self.close_connection = True
             return
         if fault in {"500", "503"}:
@@ -126,6 +129,16 @@ class _Call(BaseHTTPRequestHandler):
         self._send(status, headers, found)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer  # noqa: N815
+
+    def _begin(self, body: bytes) -> None:
+        """Half of a call, and no more of it."""
+        store = http.client.HTTPConnection(self.server.store, timeout=60)
+        store.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+        for name, value in self.headers.items():
+            if name != "Expect":
+                store.putheader(name, value)
+        store.endheaders(body[: len(body) // 2])
+        store.close()
 
     def _ask(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         """The store's own answer."""

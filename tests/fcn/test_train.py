@@ -123,11 +123,18 @@ def test_a_training_killed_again_and_again_ends_bit_identical(
     config = settings(**changes)
     whole = trainer(config, squares(10))
     list(whole.run())
-    command = [sys.executable, "-m", "tests.fcn.killed", config.model_dump_json(), str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert_same_state(killed_again_and_again(config, 1, tmp_path), whole.state())
+
+
+def killed_again_and_again(config: TrainConfig, size: int, folder: Path) -> bytes:
+    """The state at the end of a training in ``size`` processes, see `tests.fcn.killed`."""
+    command = [sys.executable, "-m", "tests.fcn.killed", config.model_dump_json()]
+    run = subprocess.run(
+        [*command, str(folder), str(size)], capture_output=True, text=True, timeout=200, check=False
+    )
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) >= 5  # kills
-    assert_same_state((tmp_path / "state").read_bytes(), whole.state())
+    return (folder / "state").read_bytes()
 
 
 def test_workers_change_nothing() -> None:

@@ -146,6 +146,37 @@ def test_the_best_model_is_kept_beside_the_last(tmp_path: Path) -> None:
     assert last.facts["scores"]["mean_iu"] == figures[-1] == summary.mean_iu
 
 
+def test_several_processes_train_as_one_task_and_score_as_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their log and progress are the run's; every val image counts once, an odd number of them."""
+    url = dataset(tmp_path)
+    config = settings(num_processes=2, batch_size=3)
+    state = train(url, str(tmp_path / "run"), config, return_state=True)
+    summary = state.result()
+    rows = [
+        json.loads(row) for row in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    evaluations = [row for row in rows if "mean_iu" in row]
+    assert [row["epoch"] for row in evaluations] == [1, 2]
+    assert evaluations[-1]["mean_iu"] == summary.mean_iu  # which one process found
+    assert evaluations[-1]["pixel_accuracy"] == summary.pixel_accuracy
+    assert sum(row["step"] for row in rows if "loss" in row) == 1 + 2 + 3 + 4 + 5 + 6
+    with get_client(sync_client=True) as client:
+        run_id = state.state_details.flow_run_id
+        artifacts = client.read_artifacts(
+            artifact_filter=ArtifactFilter(type=ArtifactFilterType(any_=["progress"]))
+        )
+    lines = [log.message for log in caplog.records if log.name == "prefect.task_runs"]
+    assert "training in 2 processes, through torchrun" in lines
+    assert sum("mean IU" in line and "on 3 val images" in line for line in lines) == 2
+    (progress,) = (
+        one for one in artifacts if one.flow_run_id == run_id and one.key == "train-progress"
+    )
+    assert progress.data == 100
+    assert "16 of 16 images" in progress.description
+
+
 def test_stages_follow_one_another_and_are_resumed_where_they_stopped(tmp_path: Path) -> None:
     url = dataset(tmp_path)
     config = settings(epochs=1)

@@ -10,7 +10,9 @@ from tasks import stores
 from tasks.plan import plan_run
 from tasks.predict_config import PredictConfig
 from tasks.reading import read_objects
+from tasks.runs import Run
 from tasks.shards import write_part_with
+from tasks.stores import StoreUnavailable
 from tests.faulty_store import Fault, faulty
 from tests.tasks.pictures import Brightness, encoded, pixels, put, save_model
 
@@ -88,3 +90,18 @@ def test_cut_bodies_are_not_taken_for_objects(s3: Any) -> None:
         with stores.open_input(f"{place}/b") as file:
             assert file.read() == data
         assert proxy.planned == []
+
+
+@pytest.mark.parametrize("size", [1 << 20, 101 << 20], ids=["whole", "in pieces"])
+def test_interrupted_upload_of_a_state_leaves_the_one_before(s3: Any, size: int) -> None:
+    """The store gets half of a body, as from a process that is killed while it sends."""
+    run = Run(f"{s3.new_bucket()}/run")
+    run.write_state(b"before")
+    with faulty(s3.endpoint, retries={"max_attempts": 0}, read_timeout=60) as proxy:
+        proxy.planned = [("PUT", "state.safetensors", "cut upload")] * 100
+        with pytest.raises(StoreUnavailable, match=r"cannot write .*state\.safetensors"):
+            run.write_state(bytes(size))
+        assert proxy.faults["cut upload"]
+    assert run.read_state() == b"before"
+    run.write_state(b"after")
+    assert run.read_state() == b"after"

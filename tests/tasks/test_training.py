@@ -1,7 +1,11 @@
+import json
 import math
 
+import numpy as np
+
+from fcn.metrics import Scores
 from fcn.train import Step
-from tasks.train import best_mean_iu, summary
+from tasks.training import best_mean_iu, evaluation_row, summary
 
 
 def step(number: int, loss: float, *, skipped: bool = False) -> Step:
@@ -13,7 +17,7 @@ def step(number: int, loss: float, *, skipped: bool = False) -> Step:
 
 def test_the_best_of_the_evaluations() -> None:
     assert best_mean_iu([{"loss": 1.0}]) == -math.inf
-    rows = [{"mean_iu": math.nan}, {"mean_iu": 0.4}, {"mean_iu": 0.3}, {"loss": 0.9}]
+    rows = [{"mean_iu": None}, {"mean_iu": 0.4}, {"mean_iu": 0.3}, {"loss": 0.9}]
     assert best_mean_iu(rows) == 0.4
 
 
@@ -22,3 +26,11 @@ def test_skipped_steps_are_counted_and_have_no_loss() -> None:
     assert (row["step"], row["loss"], row["skipped"]) == (3, 0.6, 1)
     assert (row["images_per_second"], row["waited"]) == (2, 0.25)
     assert summary([step(1, 0.0, skipped=True)])["loss"] is None
+
+
+def test_an_evaluation_of_no_pixels_is_json() -> None:
+    row = evaluation_row(step(1, 0.5), Scores(np.zeros((2, 2), np.int64)))
+    text = json.dumps(row, allow_nan=False)
+    assert json.loads(text)["mean_iu"] is None
+    assert row["iu"] == [None, None]
+    assert best_mean_iu([row]) == -math.inf

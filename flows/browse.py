@@ -3,10 +3,11 @@
 from prefect import flow
 
 from tasks.browse import BrowseSummary, make_page
+from tasks.hooks import HOOKS
 from tasks.run_names import run_name
 
 
-@flow(name="browse", flow_run_name=run_name("browse {}", "output_url"))
+@flow(name="browse", flow_run_name=run_name("browse {}", "output_url"), **HOOKS)
 def browse(
     output_url: str, page_url: str | None = None, images_per_section: int = 8, seed: int = 0
 ) -> BrowseSummary:

@@ -3,10 +3,11 @@
 from prefect import flow
 
 from tasks.compact import CompactSummary, compact_output
+from tasks.hooks import HOOKS
 from tasks.run_names import run_name
 
 
-@flow(name="compact", flow_run_name=run_name("compact {}", "output_url"))
+@flow(name="compact", flow_run_name=run_name("compact {}", "output_url"), **HOOKS)
 def compact(output_url: str) -> CompactSummary:
     """Merge all runs over a prediction's output into one: the newest row of every key.
 

@@ -10,10 +10,15 @@ from tasks.evaluate import (
     report_evaluation,
     score_split,
 )
+from tasks.hooks import HOOKS
 from tasks.run_names import run_name
 
 
-@flow(name="evaluate", flow_run_name=run_name("evaluate {} on {}", "model_url", "dataset_url"))
+@flow(
+    name="evaluate",
+    flow_run_name=run_name("evaluate {} on {}", "model_url", "dataset_url"),
+    **HOOKS,
+)
 def evaluate(
     dataset_url: str,
     model_url: str,

@@ -3,13 +3,16 @@
 from prefect import flow
 
 from tasks.dataset import DatasetInfo
+from tasks.hooks import HOOKS
 from tasks.ingest import IngestConfig, audit_source, list_source, publish_dataset
 from tasks.layouts import Layout
 from tasks.run_names import run_name
 from tasks.staging import Staging
 
 
-@flow(name="ingest", flow_run_name=run_name("ingest {} -> {}", "source_url", "dataset_url"))
+@flow(
+    name="ingest", flow_run_name=run_name("ingest {} -> {}", "source_url", "dataset_url"), **HOOKS
+)
 def ingest(
     source_url: str,
     dataset_url: str,

@@ -8,6 +8,7 @@ from flows.ingest import ingest
 from flows.predict import predict
 from flows.train import train
 from tasks.evaluate import EvaluateConfig, evaluation_split
+from tasks.hooks import HOOKS
 from tasks.ingest import IngestConfig
 from tasks.layouts import Layout
 from tasks.pipeline import PipelineSummary, Places
@@ -18,6 +19,7 @@ from tasks.run_names import run_name
 @flow(
     name="pipeline",
     flow_run_name=run_name("pipeline {}, {} -> {}", "source_url", "collection_url", "work_url"),
+    **HOOKS,
 )
 def pipeline(
     source_url: str,

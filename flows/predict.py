@@ -2,6 +2,7 @@
 
 from prefect import flow
 
+from tasks.hooks import HOOKS
 from tasks.predict import (
     PredictConfig,
     PredictSummary,
@@ -13,7 +14,11 @@ from tasks.predict import (
 from tasks.run_names import run_name
 
 
-@flow(name="predict", flow_run_name=run_name("predict {} -> {}", "collection_url", "output_url"))
+@flow(
+    name="predict",
+    flow_run_name=run_name("predict {} -> {}", "collection_url", "output_url"),
+    **HOOKS,
+)
 def predict(
     collection_url: str,
     model_url: str,

@@ -5,11 +5,12 @@ from prefect import flow
 from fcn.recipes import TrainConfig
 from tasks.dataset import read_info
 from tasks.evaluate import EvaluateConfig, evaluation_split, report_evaluation, score_split
+from tasks.hooks import HOOKS
 from tasks.run_names import run_name
 from tasks.train import TrainSummary, claim_run, train_network
 
 
-@flow(name="train", flow_run_name=run_name("train {} -> {}", "dataset_url", "run_url"))
+@flow(name="train", flow_run_name=run_name("train {} -> {}", "dataset_url", "run_url"), **HOOKS)
 def train(
     dataset_url: str,
     run_url: str,

@@ -4,6 +4,7 @@ from prefect import flow
 
 from fcn.recipes import TrainConfig
 from flows.train import train
+from tasks.hooks import HOOKS
 from tasks.run_names import run_name
 from tasks.stages import plan_stages
 from tasks.train import TrainSummary
@@ -12,6 +13,7 @@ from tasks.train import TrainSummary
 @flow(
     name="train_staged",
     flow_run_name=run_name("train in stages {} -> {}", "dataset_url", "run_url"),
+    **HOOKS,
 )
 def train_staged(
     dataset_url: str,

@@ -2,11 +2,12 @@
 
 from prefect import flow
 
+from tasks.hooks import HOOKS
 from tasks.run_names import run_name
 from tasks.verify import VerifySummary, verify_output
 
 
-@flow(name="verify", flow_run_name=run_name("verify {}", "output_url"))
+@flow(name="verify", flow_run_name=run_name("verify {}", "output_url"), **HOOKS)
 def verify(output_url: str) -> VerifySummary:
     """Check a prediction's output: rows against manifest, checksums, and that every mask decodes.
 

@@ -4,6 +4,7 @@ To be called inside a flow or task run only: an artifact belongs to the run that
 An artifact is decoration. A server that cannot take one costs a warning, never the run.
 """
 
+import contextvars
 import re
 import threading
 import time
@@ -29,7 +30,14 @@ from prefect.logging import get_logger, get_run_logger
 from tasks import terminal
 from tasks.markdown import image as image_markdown
 
-__all__ = ["Progress", "artifact_key", "image_markdown", "publish_markdown", "publish_table"]
+__all__ = [
+    "Progress",
+    "Stopped",
+    "artifact_key",
+    "image_markdown",
+    "publish_markdown",
+    "publish_table",
+]
 
 MAX_KEY_LENGTH = 100
 
@@ -60,6 +68,10 @@ def publish_markdown(key: str, text: str, description: str = "") -> None:
     _attempt(lambda: create_markdown_artifact(text, artifact_key(key), description), key)
 
 
+class Stopped(Exception):
+    """What is told to threads that go on working for a run that was stopped."""
+
+
 class Progress:
     """A progress bar of the run's page, with rate and time left in its description.
 
@@ -70,9 +82,10 @@ class Progress:
                 ...
                 progress.advance(len(batch), note=f"loss {loss:.3f}")
 
-    The page then reads ``Training: 1,234 of 10,000 images, 52.1 images/s, 2 min 48 s left;
-    loss 0.412``. `advance` may be called from several threads, at any rate; the server
-    hears at most once per ``interval``. On a terminal the same stands below a bar.
+    The page then reads ``Training: 12 %, 1,234 of 10,000 images, 52.1 images/s, about 3 min
+    left; loss 0.412``. `advance` may be called from several threads, at any rate, and only
+    counts: a thread of this object tells the server, at most once per ``interval``, and waits
+    alone where a server is slow or away. On a terminal the same stands below a bar.
 
     Args:
         key: Made acceptable by `artifact_key`.
@@ -91,7 +104,7 @@ class Progress:
         description: str,
         unit: str = "images",
         done: int = 0,
-        interval: float = 1.0,
+        interval: float = 2.0,
     ) -> None:
         self.total = total
         self.description = description
@@ -101,28 +114,39 @@ class Progress:
         self._interval = interval
         self._note = ""
         self._lock = threading.Lock()
-        self._start = self._last = time.monotonic()
+        self._start = time.monotonic()
         self._key = artifact_key(key)
         self._id: UUID | None = None
         self._client: SyncPrefectClient | None = None
         self._open = ExitStack()
         self._bar = terminal.Bar()
+        self._stopped = False
+        self._ended = threading.Event()
+        # In the run's context, so that a warning stands in the run's log.
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(self._report,), daemon=True
+        )
 
     def __enter__(self) -> Self:
-        self._start = self._last = time.monotonic()
+        self._start = time.monotonic()
         self._open.enter_context(self._bar)
         # The run's own client: one that Prefect made for another thread would never be closed.
         self._client = self._open.enter_context(SyncClientContext.get_or_create()).client
         self._id = _attempt(self._create, self._key)
+        self._thread.start()
         return self
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Count ``count`` more as done; a ``note`` stays until the next one."""
+        """Count ``count`` more as done; a ``note`` stays until the next one.
+
+        Raises:
+            Stopped: the run was stopped; threads that work for it need not go on.
+        """
+        if self._stopped:
+            raise Stopped(f"the run was stopped; {self.done:,} of {self.total:,} {self.unit} done")
         with self._lock:
             self.done += count
             self._note = note or self._note
-            if time.monotonic() - self._last >= self._interval:
-                self._update()
 
     def __exit__(
         self,
@@ -130,38 +154,56 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._open, self._lock:
+        with self._open:
             if kind is not None:
+                self._stopped = True
                 self._note = f"stopped by {kind.__name__}"
-            self._update()
+            self._ended.set()
+            self._thread.join()
+            self._tell(*self._counted())
 
-    @property
-    def _percent(self) -> float:
-        return min(100.0, 100.0 * self.done / self.total) if self.total else 100.0
+    def _report(self) -> None:
+        """Tell of what has changed, until the end."""
+        told = self._counted()
+        while not self._ended.wait(self._interval):
+            counted = self._counted()
+            if counted != told:
+                self._tell(*counted)
+                told = counted
 
-    def _text(self) -> str:
+    def _counted(self) -> tuple[int, str]:
+        with self._lock:
+            return self.done, self._note
+
+    def _percent(self, done: int) -> float:
+        return min(100.0, 100.0 * done / self.total) if self.total else 100.0
+
+    def _text(self, done: int, note: str) -> str:
         seconds = time.monotonic() - self._start
         counted = progress_text(
-            self.done, self.total, seconds=seconds, unit=self.unit, initial=self._initial
+            done, self.total, seconds=seconds, unit=self.unit, initial=self._initial
         )
-        return f"{self.description}: {counted}" + (f"; {self._note}" if self._note else "")
+        return f"{self.description}: {counted}" + (f"; {note}" if note else "")
 
     def _create(self) -> UUID:
-        return cast("UUID", create_progress_artifact(self._percent, self._key, self._text()))
+        done, note = self._counted()
+        percent, text = self._percent(done), self._text(done, note)
+        return cast("UUID", create_progress_artifact(percent, self._key, text))
 
-    def _update(self) -> None:
-        self._bar.show(self._percent, self._text())
+    def _tell(self, done: int, note: str) -> None:
+        percent, text = self._percent(done), self._text(done, note)
+        self._bar.show(percent, text)
         client, artifact_id = self._client, self._id
         if client is not None and artifact_id is not None:
-            update = ArtifactUpdate(data=self._percent, description=self._text())
+            update = ArtifactUpdate(data=percent, description=text)
             _attempt(lambda: client.update_artifact(artifact_id, update), self._key)
-        self._last = time.monotonic()
 
 
 def progress_text(done: int, total: int, *, seconds: float, unit: str, initial: int = 0) -> str:
-    """Count, rate and time left, as in ``30 of 90 images, 10.0 images/s, 6 s left``.
+    """Share, count, rate and time left: ``33 %, 30 of 90 images, 10.0 images/s, about 6 s left``.
 
-    Once all is done, the time it took stands in place of the time left.
+    The share is rounded down: 100 % is said when all is done. Then the time it took stands in
+    place of the time left.
 
     Args:
         done: How many are done, including ``initial``.
@@ -170,12 +212,15 @@ def progress_text(done: int, total: int, *, seconds: float, unit: str, initial: 
         unit: What is counted, in the plural.
         initial: How many were done before the clock started.
     """
-    counted = f"{done:,} of {total:,} {unit}"
+    percent = 100 * done // total if total else 100
+    counted = f"{percent} %, {done:,} of {total:,} {unit}"
     if done <= initial or seconds <= 0:
         return counted
     rate = (done - initial) / seconds
-    remaining = f"{duration((total - done) / rate)} left" if done < total else duration(seconds)
-    return f"{counted}, {_significant(rate)} {unit}/s, {remaining}"
+    time_left = f"about {_roughly((total - done) / rate)} left"
+    return f"{counted}, {_significant(rate)} {unit}/s, " + (
+        time_left if done < total else duration(seconds)
+    )
 
 
 def duration(seconds: float) -> str:
@@ -186,6 +231,13 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
+
+
+def _roughly(seconds: float) -> str:
+    """An estimate for people, without the seconds that it cannot know: ``8 s``, ``3 min``."""
+    if 60 <= round(seconds) < 3570:
+        return f"{round(seconds / 60)} min"
+    return duration(seconds)
 
 
 def _significant(rate: float) -> str:

@@ -1,0 +1,173 @@
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.blocks.system import Secret
+
+from tasks import notify
+from tasks.hooks import HOOKS
+from tasks.shards import PredictSummary
+
+SECRET = "T0PS3CRET"
+
+
+class Receiver(ThreadingHTTPServer):
+    """Takes what is posted to it, and answers with `status`."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Posted)
+        self.status = 200
+        self.bodies: list[dict[str, Any]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/services/{SECRET}"
+
+
+class Posted(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        assert self.headers["Content-Type"] == "application/json"
+        assert self.path == f"/services/{SECRET}"
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.bodies.append(json.loads(body))
+        self.send_response(self.server.status)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def receiver(prefect_server, monkeypatch) -> Iterator[Receiver]:
+    """A webhook on this machine; the environment names it."""
+    with Receiver() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("FCN_WEBHOOK_URL", server.url)
+        yield server
+        server.shutdown()
+
+
+@flow(name="failing", flow_run_name="a failing run", **HOOKS)
+def failing(crash: bool = False) -> None:
+    if crash:
+        raise KeyboardInterrupt
+    raise OSError("no answer of https://user:password@store.example/images?signature=abc")
+
+
+def prediction() -> PredictSummary:
+    """Of 1,200 images."""
+    return PredictSummary(
+        output_url="out",
+        run=0,
+        rows=1200,
+        ok=1190,
+        partial=0,
+        failed=10,
+        deleted=0,
+        segmented=1200,
+        seconds=60.0,
+        stages={},
+        class_shares=(),
+        weak_spots=(),
+        slow_images=(),
+    )
+
+
+def test_a_completed_prediction_is_told_with_its_counts(receiver):
+    @flow(name="predict", flow_run_name="predict in -> out", **HOOKS)
+    def predicting() -> PredictSummary:
+        return prediction()
+
+    predicting()
+    [told] = receiver.bodies
+    assert told["counts"] == {"ok": 1190, "partial": 0, "failed": 10}
+    assert (told["flow"], told["run"], told["state"]) == (
+        "predict",
+        "predict in -> out",
+        "Completed",
+    )
+    assert 0 <= told["seconds"] < 60
+    assert told["url"].endswith(f"/runs/flow-run/{told['run_id']}")
+    first, second, third = told["text"].splitlines()
+    assert first.startswith("predict Completed after ")
+    assert first.endswith(" s: predict in -> out")
+    assert (second, third) == ("1,190 ok, 0 partial, 10 failed", told["url"])
+
+
+def test_a_failed_run_is_told_with_its_message_without_credentials(receiver):
+    with pytest.raises(OSError, match="no answer"):
+        failing()
+    [told] = receiver.bodies
+    assert (told["state"], told["counts"]) == ("Failed", None)
+    assert told["message"].endswith("no answer of https://store.example/images")
+    assert told["message"] in told["text"]
+
+
+def test_a_crashed_run_is_told(receiver):
+    with pytest.raises(KeyboardInterrupt):
+        failing(crash=True)
+    assert [told["state"] for told in receiver.bodies] == ["Crashed"]
+
+
+def test_a_run_within_another_is_not_told(receiver):
+    @flow(name="inner", **HOOKS)
+    def inner() -> None:
+        pass
+
+    @flow(name="outer", **HOOKS)
+    def outer() -> None:
+        inner()
+
+    outer()
+    assert [told["flow"] for told in receiver.bodies] == ["outer"]
+
+
+def test_the_url_may_stand_in_a_secret_block(receiver, monkeypatch):
+    monkeypatch.delenv("FCN_WEBHOOK_URL")
+    with pytest.raises(OSError, match="no answer"):
+        failing()
+    assert receiver.bodies == []
+    Secret(value=receiver.url).save("fcn-webhook-url")
+    with pytest.raises(OSError, match="no answer"):
+        failing()
+    Secret.delete("fcn-webhook-url")
+    assert [told["state"] for told in receiver.bodies] == ["Failed"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "warning"),
+    [
+        ("refuses", "the webhook was not told: HTTPError 500"),
+        ("is no URL", "the webhook was not told: ValueError"),
+        ("is not there", "the webhook was not told: URLError"),
+        ("does not answer", "the webhook was not told: TimeoutError"),
+    ],
+)
+def test_a_webhook_that_fails_costs_a_warning_without_its_url(
+    receiver, monkeypatch, caplog, fault, warning
+):
+    receiver.status = 500
+    if fault == "is no URL":
+        monkeypatch.setenv("FCN_WEBHOOK_URL", f"file:///etc/{SECRET}")
+    elif fault == "is not there":
+        receiver.shutdown()
+        receiver.socket.close()
+    elif fault == "does not answer":
+        receiver.shutdown()  # the kernel still takes connections
+        monkeypatch.setattr(notify, "TIMEOUT", 0.2)
+
+    @flow(name="fine", **HOOKS)
+    def fine() -> int:
+        return 7
+
+    with caplog.at_level(logging.DEBUG):
+        assert fine() == 7
+    assert warning in caplog.text
+    assert SECRET not in caplog.text

@@ -14,13 +14,19 @@ parameters are the operator's.
 """
 
 import json
+import os
+import sys
 from datetime import timedelta
 from uuid import UUID
 
 from prefect.automations import Automation, EventTrigger
+from prefect.blocks.webhook import Webhook
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events.actions import CallWebhook, ChangeFlowRunState, RunDeployment
 from prefect.events.schemas.automations import Posture
+from prefect.exceptions import ObjectNotFound
 from prefect.states import StateType
+from pydantic import SecretStr
 
 RESTART_TAG = "restart"
 """A run with this tag, or of a deployment with it, is started again when it crashes."""
@@ -92,10 +98,6 @@ def started_again() -> Automation:
     )
 
 
-def _tagged(tag: str) -> dict[str, str | list[str]]:
-    return {"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"}
-
-
 def told(webhook_id: UUID) -> Automation:
     """The webhook hears of such a crash, as it hears of other ends from the runs themselves."""
     payload = {
@@ -121,29 +123,110 @@ def told(webhook_id: UUID) -> Automation:
     )
 
 
-def promoted(deployment_id: UUID) -> Automation:
-    """When train completes, promote compares its model with the serving one."""
+def compared(promote_id: UUID) -> Automation:
+    """When train completes, promote compares its model with the one that serves."""
     return Automation(
         name="fcn: promote after train",
-        description="Switch it on when its parameters are filled in.",
+        description="Fill in models_url, where serving.json is or shall be, then switch it on.",
         enabled=False,
         trigger=EventTrigger(
             expect={"prefect.flow-run.Completed"},
             match=RUNS,
-            match_related={
-                "prefect.resource.role": "deployment",
-                "prefect.resource.name": "train",
-            },
+            match_related=_deployed("train"),
             posture=Posture.Reactive,
             threshold=1,
         ),
         actions=[
             RunDeployment(
-                deployment_id=deployment_id,
+                deployment_id=promote_id,
                 parameters={
                     "dataset_url": "{{ flow_run.parameters.dataset_url }}",
-                    "model_url": "{{ flow_run.parameters.run_url }}/model.safetensors",
+                    "challenger_url": "{{ flow_run.parameters.run_url }}/model.safetensors",
+                    "models_url": FILL_IN,
                 },
             )
         ],
     )
+
+
+def applied(predict_id: UUID) -> Automation:
+    """When promote lets a better model serve, predict segments the collection with it."""
+    return Automation(
+        name="fcn: predict when a model is promoted",
+        description="Fill in collection_url and output_url, then switch it on.",
+        enabled=False,
+        trigger=EventTrigger(expect={"fcn.model.promoted"}, posture=Posture.Reactive, threshold=1),
+        actions=[
+            RunDeployment(
+                deployment_id=predict_id,
+                parameters={
+                    "collection_url": FILL_IN,
+                    "model_url": "{{ event.payload.serving_url }}",
+                    "output_url": FILL_IN,
+                },
+            )
+        ],
+    )
+
+
+FILL_IN = "fill in"
+"""In the place of a parameter that only the operator knows."""
+
+
+def _tagged(tag: str) -> dict[str, str | list[str]]:
+    return {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"}
+
+
+def _deployed(name: str) -> dict[str, str | list[str]]:
+    return {"prefect.resource.role": "deployment", "prefect.resource.name": name}
+
+
+def install_automations(webhook_url: str | None = None) -> list[str]:
+    """Make the automations on the server that the settings name; can be called again.
+
+    Those of the record are made as they stand here; whether they are switched on is kept. A
+    link of the chain is made once, if its deployment is there, and never changed.
+
+    Args:
+        webhook_url: Where the server posts of killed runs; it keeps the URL encrypted in the
+            block `WEBHOOK`. None: as before.
+
+    Returns:
+        The names of the automations that were made or brought up to date.
+    """
+    wanted = [crashed(), started_again()]
+    if webhook_url:
+        wanted.append(told(_save_webhook(webhook_url)))
+    with get_client(sync_client=True) as client:
+        there = {automation.name: automation for automation in client.read_automations()}
+        links = {
+            make: deployment_id
+            for make, name in ((compared, "promote/promote"), (applied, "predict/predict"))
+            if (deployment_id := _find_deployment(client, name))
+        }
+    for automation in wanted:
+        if found := there.get(automation.name):
+            automation.id, automation.enabled = found.id, found.enabled
+            automation.update()
+        else:
+            automation.create()
+    chain = [make(deployment_id) for make, deployment_id in links.items()]
+    new = [automation.create() for automation in chain if automation.name not in there]
+    return [automation.name for automation in (*wanted, *new)]
+
+
+def _save_webhook(url: str) -> UUID:
+    block = Webhook(method="POST", url=SecretStr(url))
+    return block.save(WEBHOOK, overwrite=True)
+
+
+def _find_deployment(client: SyncPrefectClient, name: str) -> UUID | None:
+    try:
+        return client.read_deployment_by_name(name).id
+    except ObjectNotFound:
+        return None
+
+
+if __name__ == "__main__":
+    names = install_automations(os.environ.get("FCN_WEBHOOK_URL"))
+    sys.stdout.writelines(f"{name}\n" for name in names)

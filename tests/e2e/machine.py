@@ -80,13 +80,15 @@ class Machine:
             "PYTHONPATH": str(ROOT),  # runs start in folders of their own
         }
 
-    def start(self, name: str, *command: str, **environment: str) -> subprocess.Popen[bytes]:
-        """Start a Python command in the checkout; its output goes to ``name.log`` in the home."""
+    def start(
+        self, name: str, *command: str, directory: Path = ROOT, **environment: str
+    ) -> subprocess.Popen[bytes]:
+        """Start a Python command; its output goes to ``name.log`` in the home."""
         self.home.mkdir(parents=True, exist_ok=True)
         with (self.home / f"{name}.log").open("ab") as log:
             running = subprocess.Popen(
                 [sys.executable, *command],
-                cwd=ROOT,
+                cwd=directory,
                 env=self.environment | environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -95,7 +97,7 @@ class Machine:
         self.started.append(running)
         return running
 
-    def run(self, *command: str) -> str:
+    def run(self, *command: str, timeout: float = 240) -> str:
         """The output of a Python command in the checkout.
 
         Raises:
@@ -108,16 +110,16 @@ class Machine:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=240,
+            timeout=timeout,
             check=False,
         )
         if outcome.returncode:
             raise RuntimeError(f"{' '.join(command)} failed:\n{outcome.stdout}")
         return outcome.stdout
 
-    def start_server(self) -> subprocess.Popen[bytes]:
-        """A server that answers."""
-        server = self.start("server", "-m", "prefect", "server", "start")
+    def start_server(self, directory: Path = ROOT) -> subprocess.Popen[bytes]:
+        """A server that answers; it takes its settings from where it is started."""
+        server = self.start("server", "-m", "prefect", "server", "start", directory=directory)
         wait_for("answer of the server", lambda: self._answers(server), 120)
         return server
 

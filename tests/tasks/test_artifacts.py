@@ -239,12 +239,12 @@ def test_progress_says_what_stopped_it(prefect_server):
 
 
 def test_threads_of_a_stopped_run_learn_that_it_was(prefect_server):
-    bars, counting, errors = [], threading.Event(), []
+    counting, errors = threading.Event(), []
 
-    def work() -> None:
+    def work(progress: Progress) -> None:
         try:
             while True:
-                bars[0].advance(0)
+                progress.advance(0)
                 counting.set()
         except Stopped as error:
             errors.append(str(error))
@@ -252,17 +252,16 @@ def test_threads_of_a_stopped_run_learn_that_it_was(prefect_server):
     @flow
     def stopped() -> None:
         with Progress("left-alone", total=4, description="Working") as progress:
-            bars.append(progress)
             progress.advance(3)
-            threading.Thread(target=work).start()
+            threads.append(threading.Thread(target=work, args=(progress,)))
+            threads[0].start()
             counting.wait()
             raise KeyboardInterrupt
 
+    threads: list[threading.Thread] = []
     with pytest.raises(KeyboardInterrupt):
         stopped()
-    for thread in threading.enumerate():
-        if thread.name.endswith("(work)"):
-            thread.join(5)
+    threads[0].join(5)
     assert errors == ["the run was stopped; 3 of 4 images done"]
 
 

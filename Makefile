@@ -14,10 +14,10 @@ export PREFECT_HOME ?= $(CURDIR)/.prefect
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format bench ui constraints clean
+.PHONY: help install demo test e2e lint format bench ui constraints clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Create .venv with everything for development in it
 
@@ -27,6 +27,9 @@ demo: $(INSTALLED) ## Make a small dataset, train on it, segment a folder (a few
 # Two processes: each starts a Prefect server of its own, and takes one core.
 test: $(INSTALLED) ## Run every test; needs no network, GPU or account
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+e2e: $(INSTALLED) ## Kill, stop and cut off real servers and workers (about ten minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/e2e -m e2e
 
 lint: $(INSTALLED) ## Check style, types and the floors
 	$(BIN)/ruff check

@@ -18,6 +18,8 @@ Value = TypeVar("Value")
 
 ROOT = Path(__file__).resolve().parents[2]
 
+POOL = "fcn-process"
+
 FOREIGN = ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE", "PREFECT_TEST_MODE")
 """What the environment may say of other servers."""
 
@@ -135,10 +137,32 @@ class Machine:
     def close(self) -> None:
         """End everything that still runs, the last one first."""
         for running in reversed(self.started):
-            for pid in [*children(running.pid), running.pid]:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            running.wait(30)
+            kill(running)
+
+    def set_up(self) -> None:
+        """What an operator does once on a new server: work pool, deployments, automations."""
+        if (ROOT / "deployments" / "set_up.py").exists():
+            self.run("deployments/set_up.py")
+        else:
+            prefect = ("-m", "prefect")
+            self.run(*prefect, "work-pool", "create", "--type", "process", POOL)
+            self.run(
+                *(*prefect, "--no-prompt", "deploy"),
+                *("--prefect-file", "deployments/prefect.yaml", "--all"),
+            )
+        self.run("deployments/automations.py")
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        """A worker, in the way that leaves nothing behind."""
+        return self.start("worker", "deployments/worker.py", "--pool", POOL)
+
+
+def kill(running: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to a process and all that it has started, as when a machine loses its power."""
+    for pid in [*children(running.pid), running.pid]:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    running.wait(30)
 
 
 @contextmanager

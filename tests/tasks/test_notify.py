@@ -1,9 +1,5 @@
-import json
 import logging
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 from prefect import flow
@@ -12,46 +8,15 @@ from prefect.blocks.system import Secret
 from tasks import notify
 from tasks.hooks import HOOKS
 from tasks.shards import PredictSummary
-
-SECRET = "T0PS3CRET"
-
-
-class Receiver(ThreadingHTTPServer):
-    """Takes what is posted to it, and answers with `status`."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Posted)
-        self.status = 200
-        self.bodies: list[dict[str, Any]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/services/{SECRET}"
-
-
-class Posted(BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        assert self.headers["Content-Type"] == "application/json"
-        assert self.path == f"/services/{SECRET}"
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.bodies.append(json.loads(body))
-        self.send_response(self.server.status)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
+from tests.receiver import SECRET, Receiver, receiving
 
 
 @pytest.fixture
 def receiver(prefect_server, monkeypatch) -> Iterator[Receiver]:
     """A webhook on this machine; the environment names it."""
-    with Receiver() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with receiving() as server:
         monkeypatch.setenv("FCN_WEBHOOK_URL", server.url)
         yield server
-        server.shutdown()
 
 
 @flow(name="failing", flow_run_name="a failing run", **HOOKS)

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from uuid import UUID
 
@@ -160,7 +161,7 @@ started elsewhere than in the root of the checkout is given them by its environm
 
 Command: `{shlex.join(["python", "-m", "benchmarks.record", *sys.argv[1:]])}`
 
-{describe()}
+{describe()[:-1]}, sqlalchemy {version("sqlalchemy")}.
 """
 
 

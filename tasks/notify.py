@@ -100,9 +100,10 @@ def _webhook_url() -> str | None:
     if url := os.environ.get(URL_VARIABLE):
         return url
     try:
-        return str(Secret.load(URL_BLOCK).get())
+        block: Any = Secret.load(URL_BLOCK)  # typed for callers with an event loop, too
     except ValueError:  # no such block
         return None
+    return str(block.get())
 
 
 def _post(url: str, body: dict[str, Any]) -> None:

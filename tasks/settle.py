@@ -29,7 +29,7 @@ def settle(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """
     if state.is_running() and flow_run.run_count <= 1:
         return
-    gone = Crashed(message="its process is gone")
+    gone: State[Any] = Crashed(message="its process is gone")
     with get_client(sync_client=True) as client:
         left = _left_running(client, flow_run)
         for task_run in left:

@@ -79,7 +79,8 @@ class Machine:
             "PREFECT_HOME": str(self.home),
             "PREFECT_SERVER_API_HOST": "127.0.0.1",
             "PREFECT_SERVER_API_PORT": str(self.port),
-            "PYTHONPATH": str(ROOT),  # runs start in folders of their own
+            # Runs start in folders of their own; the code is this checkout's.
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
 
     def start(

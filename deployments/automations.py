@@ -28,6 +28,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import StateType
 from pydantic import SecretStr
 
+from flows.command_line import VERBS
+
 RESTART_TAG = "restart"
 """A run with this tag, or of a deployment with it, is started again when it crashes."""
 
@@ -47,6 +49,9 @@ WEBHOOK = "fcn-webhook"
 
 RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
 
+OURS = {"prefect.resource.role": "flow", "prefect.resource.name": [*VERBS, "predict-partition"]}
+"""Flows of others on the same server may send their heartbeats more seldom."""
+
 
 def crashed() -> Automation:
     """A run that sent heartbeats and sends no more has crashed."""
@@ -60,6 +65,7 @@ def crashed() -> Automation:
                 *(f"prefect.flow-run.{state}" for state in ENDS),
             },
             match=RUNS,
+            match_related=OURS,
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,

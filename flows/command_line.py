@@ -27,9 +27,11 @@ VERBS = (
     *("predict", "verify", "compact", "browse", "pipeline"),
 )
 
-# For the embedded server, wherever the command is typed; in the root of the checkout Prefect
-# finds the same in pyproject.toml. Two busy cores need more than the 20 s it waits by itself.
-SERVER_SETTINGS = {
+# Wherever the command is typed; in the root of the checkout Prefect finds the same, and why,
+# in pyproject.toml. Two busy cores need more than the 20 s it waits for its embedded server.
+PREFECT_SETTINGS = {
+    "PREFECT_CLIENT_MAX_RETRIES": "7",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
 }
@@ -81,7 +83,7 @@ def _flow(verb: str) -> "Flow[..., Any]":
         raise UsageError(
             f"unknown verb {verb!r}{_nearest(verb, VERBS)}; the verbs are {', '.join(VERBS)}"
         )
-    for name, value in SERVER_SETTINGS.items():
+    for name, value in PREFECT_SETTINGS.items():
         os.environ.setdefault(name, value)
     flow: Flow[..., Any] = getattr(importlib.import_module(f"flows.{verb}"), verb)
     return flow

@@ -13,7 +13,6 @@ Running it again brings the first three up to date. The chain is left as it is f
 parameters are the operator's.
 """
 
-import json
 import os
 import sys
 from datetime import timedelta
@@ -26,6 +25,7 @@ from prefect.events.actions import CallWebhook, ChangeFlowRunState, RunDeploymen
 from prefect.events.schemas.automations import Posture
 from prefect.exceptions import ObjectNotFound
 from prefect.states import StateType
+from prefect.types import SecretDict
 from pydantic import SecretStr
 
 from flows.command_line import VERBS
@@ -106,16 +106,6 @@ def started_again() -> Automation:
 
 def told(webhook_id: UUID) -> Automation:
     """The webhook hears of such a crash, as it hears of other ends from the runs themselves."""
-    payload = {
-        "text": "{{ flow.name }} Crashed: {{ flow_run.name }}: {{ flow_run.state.message }}\n"
-        "{{ flow_run|ui_url }}",
-        "flow": "{{ flow.name }}",
-        "run": "{{ flow_run.name }}",
-        "run_id": "{{ flow_run.id }}",
-        "state": "Crashed",
-        "message": "{{ flow_run.state.message }}",
-        "url": "{{ flow_run|ui_url }}",
-    }
     return Automation(
         name="fcn: tell the webhook of runs without a heartbeat",
         description="A hook tells of all other ends; here the process that would run it is gone.",
@@ -125,8 +115,22 @@ def told(webhook_id: UUID) -> Automation:
             posture=Posture.Reactive,
             threshold=1,
         ),
-        actions=[CallWebhook(block_document_id=webhook_id, payload=json.dumps(payload))],
+        actions=[CallWebhook(block_document_id=webhook_id, payload=KILLED)],
     )
+
+
+KILLED = """{
+    "text": {{ (flow.name ~ " Crashed: " ~ flow_run.name)|tojson }},
+    "flow": {{ flow.name|tojson }},
+    "run": {{ flow_run.name|tojson }},
+    "run_id": {{ flow_run.id|string|tojson }},
+    "state": "Crashed",
+    "seconds": null,
+    "message": {{ flow_run.state.message|tojson }},
+    "counts": null,
+    "url": {{ flow_run|ui_url|tojson }}
+}"""
+"""What the webhook is posted then: the fields of `tasks.notify.summary`."""
 
 
 def compared(promote_id: UUID) -> Automation:
@@ -222,7 +226,11 @@ def install_automations(webhook_url: str | None = None) -> list[str]:
 
 
 def _save_webhook(url: str) -> UUID:
-    block = Webhook(method="POST", url=SecretStr(url))
+    block = Webhook(
+        method="POST",
+        url=SecretStr(url),
+        headers=SecretDict({"Content-Type": "application/json"}),
+    )
     return block.save(WEBHOOK, overwrite=True)
 
 

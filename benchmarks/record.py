@@ -6,10 +6,10 @@
     python -m benchmarks.record --shards 500
 
 A prediction of as many shards as images runs against a real Prefect server on this machine,
-once with the settings that the project ships (``[tool.prefect]`` in pyproject.toml) and once
-with Prefect's own. The network is a real one, a SqueezeNet with random weights, on images of
-12 x 16 pixels: shards end as fast as they can, faster than any real ones. What ran is read
-from the prediction's own output on the console, what was recorded from the server's API.
+with the settings that the project ships (``[tool.prefect]`` in pyproject.toml). The network is
+a real one, a SqueezeNet with random weights, on images of 12 x 16 pixels: shards end as fast as
+they can, faster than any real ones. What ran is read from the prediction's own output on the
+console, what was recorded from the server's API.
 Writes ``docs/benchmarks/record.md``.
 """
 
@@ -33,8 +33,7 @@ from benchmarks.machine import describe
 from tests.e2e.machine import Machine, machine
 from tests.tasks.pictures import encoded, pixels, put, save_model
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "benchmarks" / "record.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "record.md"
 
 FINISHED = re.compile(r"Task run '.*' - Finished in state (\w+)")
 """What Prefect writes on the console when a task run ends."""
@@ -48,7 +47,6 @@ class Outcome:
     """What ran, and what the record says of it.
 
     Attributes:
-        settings: whose the server ran with.
         ran: task runs by final state, as the prediction's console tells.
         recorded: task runs by state, as the server's API tells in the end.
         seconds: from the start of the prediction's process to its end.
@@ -57,7 +55,6 @@ class Outcome:
         megabytes: size of the server's database in the end.
     """
 
-    settings: str
     ran: Counter[str]
     recorded: Counter[str]
     seconds: float
@@ -69,25 +66,24 @@ class Outcome:
         """A line of the page's table."""
         states = ", ".join(f"{count:,} {state}" for state, count in self.recorded.most_common())
         cells = (
-            *(self.settings, f"{self.ran.total():,}", f"{self.recorded.total():,}", states),
+            *(f"{self.ran.total():,}", f"{self.recorded.total():,}", states),
             *(self.flow_state, f"{self.seconds:.0f}", f"{self.lag:.0f}", f"{self.megabytes:.0f}"),
         )
         return f"| {' | '.join(cells)} |"
 
 
-def measure(settings: str, work: Path, directory: Path) -> Outcome:
-    """A prediction against a server that was started in ``directory``, where it finds settings."""
-    with machine(work / f"home-{directory.name}") as made:
-        made.start_server(directory)
+def measure(work: Path) -> Outcome:
+    """A prediction against a new server."""
+    with machine(work / "home") as made:
+        made.start_server()
         start = time.monotonic()
-        console = predict(made, work, work / f"out-{directory.name}")
+        console = predict(made, work)
         end = time.monotonic()
         ran = Counter(FINISHED.findall(console))
         with get_client(sync_client=True) as client:
             [flow_run] = client.read_flow_runs()
             recorded, changed = settled(client, flow_run.id, ran)
         return Outcome(
-            settings=settings,
             ran=ran,
             recorded=recorded,
             seconds=end - start,
@@ -97,12 +93,12 @@ def measure(settings: str, work: Path, directory: Path) -> Outcome:
         )
 
 
-def predict(made: Machine, work: Path, output: Path) -> str:
+def predict(made: Machine, work: Path) -> str:
     """Run the prediction in a process of its own; what it wrote on the console."""
     options = {
         "collection-url": f"{work}/in",
         "model-url": f"{work}/model.safetensors",
-        "output-url": str(output),
+        "output-url": f"{work}/out",
         "config.images-per-shard": "1",
         "config.max-failed": "1",
     }
@@ -137,10 +133,10 @@ def states(client: SyncPrefectClient, flow_run_id: UUID) -> Counter[str]:
             return found
 
 
-def page(num_shards: int, outcomes: list[Outcome]) -> str:
+def page(num_shards: int, outcome: Outcome) -> str:
     """The result as Markdown."""
     columns = (
-        *("settings of the server", "task runs that ran", "recorded", "by state"),
+        *("task runs that ran", "recorded", "by state"),
         *("flow run", "seconds of the run", "lag, seconds", "database, MB"),
     )
     return f"""# The record of {num_shards:,} shards
@@ -154,10 +150,10 @@ changed.
 
 | {" | ".join(columns)} |
 {"|---" * len(columns)}|
-{chr(10).join(outcome.row() for outcome in outcomes)}
+{outcome.row()}
 
-The settings that are shipped are those under `[tool.prefect]` in `pyproject.toml`; a server that is
-started elsewhere than in the root of the checkout is given them by its environment.
+The server ran with the settings under `[tool.prefect]` in `pyproject.toml`; one that is started
+elsewhere than in the root of the checkout is given them by its environment.
 
 Command: `{shlex.join(["python", "-m", "benchmarks.record", *sys.argv[1:]])}`
 
@@ -169,19 +165,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shards", type=int, default=5000)
     args = parser.parse_args()
-    rng, outcomes = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="record-") as folder:
         work = Path(folder)
         put(f"{work}/in", {f"{n:06d}.png": encoded(pixels(rng)) for n in range(args.shards)})
         save_model(work / "model.safetensors")
-        (work / "elsewhere").mkdir()
-        for settings, directory in [
-            ("shipped", ROOT),
-            ("Prefect's own", work / "elsewhere"),
-        ]:
-            outcomes.append(measure(settings, work, directory))
-            print(outcomes[-1], flush=True)
-    PAGE.write_text(page(args.shards, outcomes), encoding="utf-8")
+        text = page(args.shards, measure(work))
+    PAGE.write_text(text, encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

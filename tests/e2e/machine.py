@@ -83,16 +83,14 @@ class Machine:
             "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
 
-    def start(
-        self, name: str, *command: str, directory: Path = ROOT, **environment: str
-    ) -> subprocess.Popen[bytes]:
-        """Start a Python command; its output goes to ``name.log`` in the home."""
+    def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
+        """Start a Python command in the checkout; its output goes to ``name.log`` in the home."""
         self.home.mkdir(parents=True, exist_ok=True)
         with (self.home / f"{name}.log").open("ab") as log:
             running = subprocess.Popen(
                 [sys.executable, *command],
-                cwd=directory,
-                env=self.environment | environment,
+                cwd=ROOT,
+                env=self.environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -120,9 +118,9 @@ class Machine:
             raise RuntimeError(f"{' '.join(command)} failed:\n{outcome.stdout}")
         return outcome.stdout
 
-    def start_server(self, directory: Path = ROOT) -> subprocess.Popen[bytes]:
-        """A server that answers; it takes its settings from where it is started."""
-        server = self.start("server", "-m", "prefect", "server", "start", directory=directory)
+    def start_server(self) -> subprocess.Popen[bytes]:
+        """A server that answers."""
+        server = self.start("server", "-m", "prefect", "server", "start")
         wait_for("answer of the server", lambda: self._answers(server), 120)
         return server
 

@@ -2,8 +2,9 @@
 
 ``python -m fcn predict IMAGE... --model model.safetensors --out DIR`` segments images:
 ``DIR/STEM.png`` is the mask (a palette PNG whose indices are class ids),
-``DIR/STEM-overlay.jpg`` the image under its classes' colours. An image that cannot be read is
-reported and the others go on.
+``DIR/STEM-overlay.jpg`` the image under its classes' colours. A model's further heads write
+``DIR/STEM-HEAD.png`` and ``DIR/STEM-HEAD-overlay.jpg``. An image that cannot be read is reported
+and the others go on.
 
 ``python -m fcn export --model model.safetensors --out net.onnx [--labels]`` writes the model
 for other runtimes (`fcn.export`): ONNX, or with the suffix ``.pt2`` a program of torch.export.
@@ -35,10 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _predict(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    clash = _clash(options.images, options.out)
+    model = _load(options.model, parser)
+    clash = _clash(options.images, options.out, list(model.further_classes))
     if clash:
         parser.error(clash)
-    model = _load(options.model, parser)
     try:
         predictor = Predictor(model, device=options.device)
         options.out.mkdir(parents=True, exist_ok=True)
@@ -101,35 +102,44 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _clash(images: Sequence[Path], out: Path) -> str | None:
+def _clash(images: Sequence[Path], out: Path, heads: Sequence[str]) -> str | None:
     """Why the outputs of `images` would not all stand in `out`, or overwrite an image."""
     for stem, count in Counter(path.stem for path in images).items():
         if count > 1:
             return f"{count} images would be written as {out / stem}.png; run them apart"
-    targets = {target.resolve() for path in images for target in _targets(path, out)}
+    names = [target for path in images for h in ("", *heads) for target in _targets(path, out, h)]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        return f"two masks would be written as {twice}; run their images apart"
+    targets = {target.resolve() for target in names}
     for path in images:
         if path.resolve() in targets:
             return f"the result would overwrite {path}; choose another --out"
     return None
 
 
-def _targets(path: Path, out: Path) -> tuple[Path, Path]:
-    return out / f"{path.stem}.png", out / f"{path.stem}-overlay.jpg"
+def _targets(path: Path, out: Path, head: str = "") -> tuple[Path, Path]:
+    name = f"{path.stem}-{head}" if head else path.stem
+    return out / f"{name}.png", out / f"{name}-overlay.jpg"
 
 
 def _segment(path: Path, predictor: Predictor, out: Path) -> bool:
-    """Writes mask and overlay of one image; reports why not."""
-    mask_path, overlay_path = _targets(path, out)
+    """Writes masks and overlays of one image; reports why not."""
+    written = []
     try:
         image = decode_image(path.read_bytes()).pixels
-        (label,) = predictor([image])
-        mask_path.write_bytes(encode_mask(label, predictor.classes.palette))
-        overlay_path.write_bytes(jpeg_bytes(overlay(image, label, predictor.classes)))
+        (found,) = predictor.predict([image])
+        heads = {"": predictor.classes, **predictor.further_classes}
+        for head, prediction in {"": found, **found.further}.items():
+            mask_path, overlay_path = _targets(path, out, head)
+            mask_path.write_bytes(encode_mask(prediction.label, heads[head].palette))
+            overlay_path.write_bytes(jpeg_bytes(overlay(image, prediction.label, heads[head])))
+            written += [mask_path, overlay_path]
     except (FcnError, OSError) as error:
         reason = str(error) if isinstance(error, OSError) else f"{path}: {error}"
         print(f"error: {reason}", file=sys.stderr)
         return False
-    print(f"{path} -> {mask_path}, {overlay_path}")
+    print(f"{path} -> {', '.join(map(str, written))}")
     return True
 
 

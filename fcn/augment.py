@@ -32,7 +32,7 @@ class Augment:
 
         Args:
             image: Uint8 ``3 x H x W``.
-            label: Integers ``H x W``.
+            label: Integers ``H x W``, or ``K x H x W`` of several heads.
             generator: Source of the random numbers.
         """
         if self.crop_size:
@@ -55,15 +55,16 @@ class Augment:
             for side, cut in zip(sides, window, strict=True)
         )
         image = functional.crop(image, top, left, *window)
-        label = functional.crop(label[None], top, left, *window)
+        maps = label if label.ndim == 3 else label[None]
+        maps = functional.crop(maps, top, left, *window)
         target = [min(n, max(1, round(w * scale))) for w, n in zip(window, size, strict=True)]
         if target != window:
             image = functional.resize(image, target, antialias=True)
-            label = functional.resize(label, target, InterpolationMode.NEAREST_EXACT)
+            maps = functional.resize(maps, target, InterpolationMode.NEAREST_EXACT)
         padding = [0, 0, size[1] - target[1], size[0] - target[0]]
         image = functional.pad(image, padding, fill=0)
-        label = functional.pad(label, padding, fill=self.ignore_index)
-        return image, label[0]
+        maps = functional.pad(maps, padding, fill=self.ignore_index)
+        return image, maps if label.ndim == 3 else maps[0]
 
 
 def _vary_colours(image: Tensor, generator: Generator) -> Tensor:

@@ -1,6 +1,6 @@
 """Label maps by several looks at each image: test-time augmentation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch.nn import functional
 from fcn.checkpoint import Model, check_gives_labels
 from fcn.classes import Classes
 from fcn.device import Precision, autocast, find_device
-from fcn.predict import Prediction, check_images
+from fcn.predict import Prediction, check_images, label_dtype, prediction
 
 
 class AveragedPredictor:
@@ -33,8 +33,7 @@ class AveragedPredictor:
 
     Raises:
         DeviceError: a device this machine does not have.
-        ValueError: no scale, or one that is not above 0; a model of other than three channels,
-            or of several tasks.
+        ValueError: no scale, or one that is not above 0; a model of other than three channels.
     """
 
     def __init__(
@@ -57,11 +56,19 @@ class AveragedPredictor:
 
     @property
     def classes(self) -> Classes:
-        """Classes of the label maps."""
+        """Classes of the label maps; of several heads, the first one's."""
         return self.model.classes
 
+    @property
+    def further_classes(self) -> Mapping[str, Classes]:
+        """Classes of the other heads, by name."""
+        return self.model.further_classes
+
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Label maps ``H x W`` of RGB images uint8 ``H x W x 3``, in their order."""
+        """Label maps ``H x W`` of RGB images uint8 ``H x W x 3``, in their order.
+
+        Of a model of several heads these are the first head's; `predict` gives those of all.
+        """
         return [prediction.label for prediction in self.predict(images)]
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
@@ -75,13 +82,22 @@ class AveragedPredictor:
 
     @torch.inference_mode()
     def _predict(self, image: np.ndarray) -> Prediction:
-        confidence, label = self._probabilities(image).max(dim=0)
-        dtype = np.uint8 if len(self.classes) <= 256 else np.uint16
-        mean = float(confidence.mean(dtype=torch.float64))
-        return Prediction(label.cpu().numpy().astype(dtype), mean)
+        probabilities = self._probabilities(image)
+        winners = [p.max(dim=0) for p in torch.split(probabilities, self._sizes)]
+        labels = [
+            winner.indices.cpu().numpy().astype(label_dtype(classes))
+            for winner, classes in zip(winners, self.model.all_classes, strict=True)
+        ]
+        confidences = [float(winner.values.mean(dtype=torch.float64)) for winner in winners]
+        return prediction(labels, confidences, self.further_classes)
+
+    @property
+    def _sizes(self) -> list[int]:
+        """Number of classes of each head."""
+        return [len(classes) for classes in self.model.all_classes]
 
     def _probabilities(self, image: np.ndarray) -> Tensor:
-        """Mean probabilities ``C x H x W`` of an image uint8 ``H x W x 3``."""
+        """Mean probabilities ``C x H x W``, 1 together in every head, of uint8 ``H x W x 3``."""
         pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None]
         normalised = self.model.input.normalise(pixels)
         total = sum((self._view(normalised, s) for s in self.scales), torch.zeros(()))
@@ -100,7 +116,8 @@ class AveragedPredictor:
     def _look(self, view: Tensor, height: int, width: int) -> Tensor:
         with autocast(self.device, self.precision):
             scores = self.net(view)
-        return _resized(scores.float(), height, width)[0].softmax(dim=0)
+        parts = torch.split(_resized(scores.float(), height, width)[0], self._sizes)
+        return torch.cat([part.softmax(dim=0) for part in parts])
 
 
 def _resized(maps: Tensor, height: int, width: int) -> Tensor:

@@ -16,7 +16,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from fcn.classes import Classes
+from fcn.classes import Classes, check_head_name
 from fcn.errors import CheckpointError
 from fcn.input import InputSpec
 from fcn.model import FCN
@@ -34,15 +34,40 @@ class Model:
 
     Attributes:
         net: The network.
-        classes: Names and colours of its scores' channels.
+        classes: Names and colours of its scores' channels; of several heads, the first one's.
         input: What its images must be turned into.
         facts: How it came to be: data set digest, configuration, scores, versions.
+        further_classes: The classes of the other heads, by the names that the network has for
+            them. What has no name is everywhere of the first head.
+
+    Raises:
+        ValueError: classes that are not those of the network's heads, by name and number, or
+            that have another ``ignore_index`` than the first head's; a further head that has
+            no proper name (`fcn.classes.check_head_name`).
     """
 
     net: FCN
     classes: Classes
     input: InputSpec
     facts: dict[str, Any] = field(default_factory=dict)
+    further_classes: Mapping[str, Classes] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.net.heads is None and not self.further_classes:
+            return
+        first, *further = self.net.heads or {"": self.net.num_classes}
+        sizes = dict(zip([first, *self.further_classes], map(len, self.all_classes), strict=True))
+        if sizes != self.net.heads or list(self.further_classes) != further:
+            raise ValueError(f"classes are given for {sizes}, the network's heads {self.net.heads}")
+        for name in further:
+            check_head_name(name)
+        if len({classes.ignore_index for classes in self.all_classes}) > 1:
+            raise ValueError("the classes of all heads must have the same ignore_index")
+
+    @property
+    def all_classes(self) -> list[Classes]:
+        """The classes of every head, in the order of the scores' channels."""
+        return [self.classes, *self.further_classes.values()]
 
 
 class _Card(BaseModel):
@@ -63,6 +88,7 @@ class _Card(BaseModel):
     ignore_index: int
     input: InputSpec
     facts: dict[str, Any]
+    further_classes: dict[str, list[dict[str, Any]]] = Field({}, exclude_if=lambda given: not given)
     sha256: str | None = None
 
 
@@ -83,6 +109,7 @@ def to_bytes(model: Model) -> bytes:
         ignore_index=model.classes.ignore_index,
         input=model.input,
         facts={"versions": versions(), **model.facts},
+        further_classes={name: c.to_json() for name, c in model.further_classes.items()},
     )
     tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
     card = card.model_copy(update={"sha256": _weights_digest(save_tensors(tensors))})
@@ -111,10 +138,14 @@ def load(file: bytes | str | Path | BinaryIO) -> Model:
     card = _read_card(metadata)
     try:
         classes = Classes.from_json(card.classes, card.ignore_index)
+        further = {
+            name: Classes.from_json(rows, card.ignore_index)
+            for name, rows in card.further_classes.items()
+        }
         with torch.device("meta"):
             net = FCN(
                 card.backbone,
-                len(classes),
+                sum(map(len, (classes, *further.values()))),
                 card.stride,
                 card.geometry,
                 learnable_upsampling=card.learnable_upsampling,
@@ -122,6 +153,7 @@ def load(file: bytes | str | Path | BinaryIO) -> Model:
                 at_once=card.at_once,
                 heads=card.heads,
             )
+        model = Model(net, classes, card.input, card.facts, further_classes=further)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:  # torch's, of sizes too large
         raise CheckpointError(f"the model card cannot be built: {error}") from error
     check_fit(net, tensors)
@@ -131,7 +163,8 @@ def load(file: bytes | str | Path | BinaryIO) -> Model:
             "model card; copy the file again, or train again"
         )
     net.load_state_dict(tensors, assign=True)
-    return Model(net.eval(), classes, card.input, card.facts)
+    net.eval()
+    return model
 
 
 def check_fit(net: FCN, tensors: Mapping[str, Tensor]) -> None:
@@ -201,15 +234,14 @@ def _read_card(metadata: Mapping[str, str]) -> _Card:
 
 
 def check_gives_labels(model: Model) -> None:
-    """Find out whether a model makes label maps of RGB images.
+    """Find out whether a model is one of RGB images.
 
     Raises:
-        ValueError: a model of other than three channels, or of several tasks.
+        ValueError: a model of other than three channels.
     """
-    if model.net.in_channels != 3 or model.net.heads is not None:
+    if model.net.in_channels != 3:
         raise ValueError(
-            "label maps come from RGB images and one task, but the model sees "
-            f"{model.net.in_channels} channels and has the heads {model.net.heads}; "
+            f"images are RGB, but the model sees {model.net.in_channels} channels; "
             "call model.net on tensors"
         )
 

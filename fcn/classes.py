@@ -1,5 +1,6 @@
 """The classes of a label map: names, colours, and the value that means "no class"."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,23 @@ Colour = tuple[int, int, int]
 
 IGNORE_INDEX = 255
 """Label of pixels that belong to no class; PASCAL VOC's "void"."""
+
+
+_HEAD_NAME = re.compile(r"(?!rle(_|$))[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")
+
+
+def check_head_name(name: str) -> None:
+    """Find out whether a further head may have this name, which columns and folders will bear.
+
+    Raises:
+        ValueError: other signs than letters, digits and single underscores between them; or
+            ``rle``, which stands for run lengths in the names of columns.
+    """
+    if not _HEAD_NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} is no name of a head: expected letters and digits, with single underscores "
+            "between them if wanted, and not rle at the beginning"
+        )
 
 
 def voc_palette(num_colours: int) -> tuple[Colour, ...]:

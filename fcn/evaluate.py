@@ -1,9 +1,10 @@
 """Scores of a model on labelled samples, at the labels' own resolution."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +12,12 @@ from numpy.typing import NDArray
 from fcn.averaging import AveragedPredictor
 from fcn.boundary import boundary_f1
 from fcn.classes import Classes
-from fcn.errors import FcnError, LabelError
+from fcn.errors import FcnError
 from fcn.images import decode_image
 from fcn.intervals import Intervals, bootstrap, tally
-from fcn.masks import decode_mask
 from fcn.metrics import Scores, confusion, mean_of_known
 from fcn.predict import Predictor
-from fcn.samples import Labelled
+from fcn.samples import Labelled, decode_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +29,14 @@ class Scored:
         label: True classes ``H x W``.
         prediction: Predicted classes ``H x W``.
         confusion: Int64 ``C x C``, rows true.
+        further: The same of each further head, by its name.
     """
 
     image: np.ndarray
     label: np.ndarray
     prediction: np.ndarray
     confusion: np.ndarray
+    further: Mapping[str, "Scored"] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +72,14 @@ class SplitScores:
         boundary_f1: Of every class, C values: the mean over the images where the class has a
             boundary, nan if there is none.
         images: Of every image alone, in order.
+        further: The same of each further head, by its name.
     """
 
     scores: Scores
     intervals: Intervals
     boundary_f1: NDArray[np.float64]
     images: list[ImageScores]
+    further: Mapping[str, "SplitScores"] = field(default_factory=dict)
 
     @property
     def mean_boundary_f1(self) -> float:
@@ -83,21 +87,47 @@ class SplitScores:
         return mean_of_known(self.boundary_f1)
 
 
-def score_split(samples: Iterable[Scored], classes: Classes) -> SplitScores:
+def score_split(
+    samples: Iterable[Scored],
+    classes: Classes,
+    further_classes: Mapping[str, Classes] | None = None,
+) -> SplitScores:
     """All scores of a split, from its samples as `score_samples` gives them.
 
-    Beside one confusion matrix a few numbers an image are kept, no pixels.
+    Beside one confusion matrix a head a few numbers an image are kept, no pixels.
+
+    Args:
+        samples: Of the split.
+        classes: Of the first head.
+        further_classes: Of the other heads, by name.
     """
-    num_classes = len(classes)
-    total = np.zeros((num_classes, num_classes), np.int64)
-    tallies, boundaries, images = [], [], []
+    first = _SplitTally(classes)
+    further = {name: _SplitTally(c) for name, c in (further_classes or {}).items()}
     for sample in samples:
-        total += sample.confusion
-        tallies.append(tally(sample.confusion))
-        boundary = boundary_f1(sample.label, sample.prediction, num_classes, classes.ignore_index)
-        boundaries.append(boundary)
+        first.add(sample)
+        for name, head in further.items():
+            head.add(sample.further[name])
+    return first.scores({name: head.scores({}) for name, head in further.items()})
+
+
+class _SplitTally:
+    """What is kept of the samples of a split for the scores of one head."""
+
+    def __init__(self, classes: Classes) -> None:
+        self.num_classes, self.ignore_index = len(classes), classes.ignore_index
+        self.total = np.zeros((self.num_classes, self.num_classes), np.int64)
+        self.tallies: list[NDArray[np.int64]] = []
+        self.boundaries: list[NDArray[np.float64]] = []
+        self.images: list[ImageScores] = []
+
+    def add(self, sample: Scored) -> None:
+        """Take up one sample."""
+        self.total += sample.confusion
+        self.tallies.append(tally(sample.confusion))
+        boundary = boundary_f1(sample.label, sample.prediction, self.num_classes, self.ignore_index)
+        self.boundaries.append(boundary)
         scores = Scores(sample.confusion)
-        images.append(
+        self.images.append(
             ImageScores(
                 height=sample.label.shape[0],
                 width=sample.label.shape[1],
@@ -108,13 +138,17 @@ def score_split(samples: Iterable[Scored], classes: Classes) -> SplitScores:
                 boundary_f1=mean_of_known(boundary),
             )
         )
-    by_class = np.reshape(boundaries, (-1, num_classes)).T
-    return SplitScores(
-        scores=Scores(total),
-        intervals=bootstrap(np.reshape(tallies, (-1, 3, num_classes))),
-        boundary_f1=np.array([mean_of_known(values) for values in by_class]),
-        images=images,
-    )
+
+    def scores(self, further: Mapping[str, SplitScores]) -> SplitScores:
+        """The scores of all samples."""
+        by_class = np.reshape(self.boundaries, (-1, self.num_classes)).T
+        return SplitScores(
+            scores=Scores(self.total),
+            intervals=bootstrap(np.reshape(self.tallies, (-1, 3, self.num_classes))),
+            boundary_f1=np.array([mean_of_known(values) for values in by_class]),
+            images=self.images,
+            further=further,
+        )
 
 
 def score_samples(
@@ -127,21 +161,30 @@ def score_samples(
         LabelError: A label map of another size than its image, or with a value that is
             neither a class nor ``ignore_index``; says of which sample.
     """
-    classes = predictor.classes
+    names = tuple(predictor.further_classes)
+    heads = [predictor.classes, *predictor.further_classes.values()]
     with ThreadPoolExecutor(1) as decoder:
-        for key, image, label in _one_ahead(decoder, samples):
-            (prediction,) = predictor([image])
+        for key, image, labels in _one_ahead(decoder, samples, names, heads[0].ignore_index):
+            (found,) = predictor.predict([image])
+            predictions = [found.label, *(head.label for head in found.further.values())]
             with _named(key):
-                matrix = confusion(label, prediction, len(classes), classes.ignore_index)
-            yield Scored(image, label, prediction, matrix)
+                matrices = [
+                    confusion(label, prediction, len(classes), classes.ignore_index)
+                    for label, prediction, classes in zip(labels, predictions, heads, strict=True)
+                ]
+            first, *others = map(partial(Scored, image), labels, predictions, matrices)
+            yield replace(first, further=dict(zip(names, others, strict=True)))
 
 
 def _one_ahead(
-    decoder: ThreadPoolExecutor, samples: Iterable[Labelled]
-) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    decoder: ThreadPoolExecutor,
+    samples: Iterable[Labelled],
+    further: Sequence[str],
+    ignore_index: int,
+) -> Iterator[tuple[str, np.ndarray, list[np.ndarray]]]:
     pending = None
     for sample in samples:
-        following = decoder.submit(_decode, sample)
+        following = decoder.submit(_decode, sample, further, ignore_index)
         if pending is not None:
             yield pending.result()
         pending = following
@@ -149,13 +192,14 @@ def _one_ahead(
         yield pending.result()
 
 
-def _decode(sample: Labelled) -> tuple[str, np.ndarray, np.ndarray]:
-    """Key, image and label map."""
+def _decode(
+    sample: Labelled, further: Sequence[str], ignore_index: int
+) -> tuple[str, np.ndarray, list[np.ndarray]]:
+    """Key, image and the label map of every head."""
     with _named(sample.key):
-        image, label = decode_image(sample.image).pixels, decode_mask(sample.label)
-        if image.shape[:2] != label.shape:
-            raise LabelError(f"label map is {label.shape}, its image {image.shape[:2]}")
-    return sample.key, image, label
+        image = decode_image(sample.image).pixels
+        labels = decode_labels(sample, further, image.shape[:2], ignore_index)
+    return sample.key, image, labels
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
 
-from fcn.checkpoint import Model, check_gives_labels, versions
+from fcn.checkpoint import Model, versions
 
 METADATA_KEY = "fcn"
 
@@ -49,7 +49,7 @@ def to_onnx(model: Model, file: str | Path | BinaryIO, *, labels: bool = False) 
     Raises:
         ModuleNotFoundError: the extra ``export`` is not installed.
         OSError: the file cannot be written.
-        ValueError: a model of other than three channels, or of several tasks.
+        ValueError: a model of other than three channels, or of several heads.
     """
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
@@ -89,7 +89,7 @@ def to_torch_export(model: Model, file: str | Path | BinaryIO, *, labels: bool =
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: a model of other than three channels, or of several tasks.
+        ValueError: a model of other than three channels, or of several heads.
     """
     module, example = _prepared(model, labels)
     sizes = {"image": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
@@ -104,7 +104,12 @@ def to_torch_export(model: Model, file: str | Path | BinaryIO, *, labels: bool =
 
 def _prepared(model: Model, labels: bool) -> tuple[Pixels, Tensor]:
     """The module to export and images to trace it with."""
-    check_gives_labels(model)
+    if model.net.in_channels != 3 or model.net.heads is not None:
+        raise ValueError(
+            "what is exported is of RGB images and one head, but the model sees "
+            f"{model.net.in_channels} channels and has the heads {model.net.heads}; export "
+            "model.net yourself"
+        )
     num_images, height, width = _EXAMPLE
     device = next(model.net.parameters()).device
     example = torch.zeros(num_images, 3, height, width, dtype=torch.uint8, device=device)

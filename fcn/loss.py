@@ -61,6 +61,66 @@ def total_weight(
     return float(class_weights[counted.long()].sum())
 
 
+class JointLoss:
+    """The loss of a network: the sum of the losses of its heads, one or several.
+
+    Each is a mean over the head's own labelled pixels, so that a head weighs the same however
+    much of the images is labelled for it. A head without a labelled pixel adds nothing.
+
+    Args:
+        num_classes: Of each head, in the order of the scores' channels.
+        ignore_index: Label of the pixels left out.
+        class_weights: A float a channel; None weighs all alike.
+    """
+
+    def __init__(
+        self, num_classes: Sequence[int], ignore_index: int, class_weights: Tensor | None = None
+    ) -> None:
+        self.num_classes = list(num_classes)
+        self.ignore_index = ignore_index
+        self.class_weights: Sequence[Tensor | None] = [None] * len(num_classes)
+        if class_weights is not None:
+            self.class_weights = torch.split(class_weights, self.num_classes)
+
+    def totals(self, labels: Tensor) -> Tensor:
+        """The `total_weight` of each head, float64, of labels as in `__call__`."""
+        return torch.tensor(
+            [
+                total_weight(label, self.ignore_index, weights)
+                for label, weights in zip(_by_head(labels), self.class_weights, strict=True)
+            ],
+            dtype=torch.float64,
+        )
+
+    def __call__(self, scores: Tensor, labels: Tensor, totals: Tensor) -> Tensor:
+        """The part of a batch in the loss of a step.
+
+        Args:
+            scores: ``N x C x H x W``, one head's classes after another's.
+            labels: Integers ``N x H x W`` of one head, ``N x K x H x W`` of K heads.
+            totals: `totals` of all batches of the step, added up.
+        """
+        heads = zip(
+            torch.split(scores, self.num_classes, dim=1),
+            _by_head(labels),
+            self.class_weights,
+            totals.tolist(),
+            strict=True,
+        )
+        losses = [
+            pixel_cross_entropy(
+                part, label, ignore_index=self.ignore_index, class_weights=weights, total=total
+            )
+            for part, label, weights, total in heads
+        ]
+        return torch.stack(losses).sum()
+
+
+def _by_head(labels: Tensor) -> Sequence[Tensor]:
+    """Label maps ``N x H x W`` of each head."""
+    return labels.unbind(dim=1) if labels.ndim == 4 else [labels]
+
+
 def median_frequency_weights(class_pixels: Sequence[int]) -> Tensor:
     """One weight a class: the median of the class shares over the class's own share.
 

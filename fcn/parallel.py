@@ -168,7 +168,7 @@ def pad_to(
 
     Args:
         images: ``N x 3 x H x W``.
-        labels: ``N x H x W``.
+        labels: ``N x H x W``, of K heads ``N x K x H x W``.
         size: Height and width, no less than H and W.
         ignored: Label of the pixels that are added.
     """

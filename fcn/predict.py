@@ -1,8 +1,8 @@
 """Label maps of images of any size, by a trained model."""
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,10 +34,13 @@ class Prediction:
     Attributes:
         label: Class of every pixel, uint8 (uint16 above 256 classes) ``H x W``.
         confidence: Mean over the pixels of the winning class's probability.
+        further: The same of each further head, by its name; label and confidence are the first
+            head's.
     """
 
     label: np.ndarray
     confidence: float
+    further: Mapping[str, "Prediction"] = field(default_factory=dict)
 
 
 class Predictor:
@@ -60,7 +63,7 @@ class Predictor:
 
     Raises:
         DeviceError: a device this machine does not have.
-        ValueError: a model of other than three channels, or of several heads.
+        ValueError: a model of other than three channels.
     """
 
     def __init__(
@@ -82,7 +85,7 @@ class Predictor:
 
     @property
     def classes(self) -> Classes:
-        """Classes of the label maps."""
+        """Classes of the label maps; of several heads, the first one's."""
         return self.model.classes
 
     @property
@@ -90,8 +93,16 @@ class Predictor:
         """Whether several threads may call it at once, with an image each: not on a GPU."""
         return self.device.type == "cpu"
 
+    @property
+    def further_classes(self) -> Mapping[str, Classes]:
+        """Classes of the other heads, by name."""
+        return self.model.further_classes
+
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Label maps ``H x W`` of RGB images uint8 ``H x W x 3``, in their order."""
+        """Label maps ``H x W`` of RGB images uint8 ``H x W x 3``, in their order.
+
+        Of a model of several heads these are the first head's; `predict` gives those of all.
+        """
         return [prediction.label for prediction in self.predict(images)]
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
@@ -117,7 +128,7 @@ class Predictor:
             return None
         if self.tile_size is None:
             pixels = height * width
-            large = pixels > MAX_WHOLE_PIXELS or pixels * len(self.classes) > MAX_SCORES
+            large = pixels > MAX_WHOLE_PIXELS or pixels * self.net.num_classes > MAX_SCORES
             return TILE_SIZE if large else None
         return self.tile_size if max(height, width) > self.tile_size else None
 
@@ -126,10 +137,10 @@ class Predictor:
         """Images of equal size, together."""
         score = self._score(images[0][None] if len(images) == 1 else np.stack(images))
         labels, sums = self._choose(score, 0, 0, *images[0].shape[:2])
-        num_pixels = labels[0].size
+        means = sums / labels[0][0].size
         return [
-            Prediction(label, total / num_pixels)
-            for label, total in zip(labels, sums.tolist(), strict=True)
+            prediction([label[index] for label in labels], confidences, self.further_classes)
+            for index, confidences in enumerate(means.T.tolist())
         ]
 
     @torch.inference_mode()
@@ -138,16 +149,18 @@ class Predictor:
         height, width, _ = image.shape
         step = self.net.coarsest
         tile, margin = (-(-n // step) * step for n in (tile, self.net.field // 2 + 1))
-        label = np.empty((height, width), self._dtype)
-        total = 0.0
+        whole = self._empty(height, width)
+        total = torch.zeros(len(whole), dtype=torch.float64)
         for top, left in itertools.product(range(0, height, tile), range(0, width, tile)):
             y, x = max(0, top - margin), max(0, left - margin)
             seen = image[y : top + tile + margin, x : left + tile + margin]
-            core = label[top : top + tile, left : left + tile]
-            labels, sums = self._choose(self._score(seen[None]), top - y, left - x, *core.shape)
-            core[:] = labels[0]
-            total += float(sums)
-        return [Prediction(label, total / (height * width))]
+            cores = [label[top : top + tile, left : left + tile] for label in whole]
+            labels, sums = self._choose(self._score(seen[None]), top - y, left - x, *cores[0].shape)
+            for core, label in zip(cores, labels, strict=True):
+                core[:] = label[0]
+            total += sums[:, 0]
+        confidences = (total / (height * width)).tolist()
+        return [prediction(whole, confidences, self.further_classes)]
 
     def _score(self, pixels: np.ndarray) -> Tensor:
         """Scores ``N x C x h x w`` at the network's stride, of uint8 ``N x H x W x 3``."""
@@ -159,25 +172,43 @@ class Predictor:
 
     def _choose(
         self, score: Tensor, top: int, left: int, height: int, width: int
-    ) -> tuple[np.ndarray, Tensor]:
-        """Winning classes in a window, and per image the sum of their probabilities.
+    ) -> tuple[list[np.ndarray], Tensor]:
+        """Winning classes in a window, and the sums of their probabilities.
+
+        Label maps ``N x H x W`` of each of K heads, and float64 ``K x N`` on the CPU.
 
         On a CPU the scores of all pixels are never in memory, only those of a band of rows.
         """
         upscore = self.net.upscore
         window = upscore.crop + top, upscore.crop + left, height, width
         num_rows = BAND_ROWS if self.device.type == "cpu" else height
-        labels = np.empty((len(score), height, width), self._dtype)
-        sums = torch.zeros(len(score), dtype=torch.float64, device=self.device)
+        labels = self._empty(len(score), height, width)
+        sums = torch.zeros(len(labels), len(score), dtype=torch.float64, device=self.device)
+        sizes = [len(classes) for classes in self.model.all_classes]
         for number, scores in enumerate(upscore.bands(score, *window, num_rows)):
-            winner, certain = winners(scores.float())
-            sums += certain
-            labels[:, number * num_rows : (number + 1) * num_rows] = winner.cpu().numpy()
-        return labels, sums
+            rows = slice(number * num_rows, (number + 1) * num_rows)
+            for head, band in enumerate(torch.split(scores.float(), sizes, dim=1)):
+                winner, certain = winners(band)
+                sums[head] += certain
+                labels[head][:, rows] = winner.cpu().numpy()
+        return labels, sums.cpu()
 
-    @property
-    def _dtype(self) -> type[np.integer[Any]]:
-        return np.uint8 if len(self.classes) <= 256 else np.uint16
+    def _empty(self, *shape: int) -> list[np.ndarray]:
+        """Label maps of each head, yet to be filled."""
+        return [np.empty(shape, label_dtype(classes)) for classes in self.model.all_classes]
+
+
+def label_dtype(classes: Classes) -> type[np.integer[Any]]:
+    """What a class id is stored in."""
+    return np.uint8 if len(classes) <= 256 else np.uint16
+
+
+def prediction(
+    labels: Sequence[np.ndarray], confidences: Sequence[float], further: Iterable[str]
+) -> Prediction:
+    """A prediction of label maps and confidences, one of each head, the first one's first."""
+    first, *others = map(Prediction, labels, confidences)
+    return replace(first, further=dict(zip(further, others, strict=True)))
 
 
 def check_images(images: Sequence[np.ndarray]) -> None:

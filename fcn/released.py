@@ -41,7 +41,8 @@ def load_caffemodel(file: bytes | str | Path | BinaryIO) -> FCN:
     """A network of the authors' release, from its ``.caffemodel``.
 
     Known are the nets of PASCAL VOC (32s, 16s, 8s, 8s at once, AlexNet), PASCAL-Context, SIFT
-    Flow (two tasks, ``sem`` and ``geo``, see `FCN.split`), and NYUDv2 with one trunk (colour,
+    Flow (two heads, ``sem`` and ``geo``: a `Model` of it names the classes of ``sem`` and, as
+    ``further_classes``, those of ``geo``), and NYUDv2 with one trunk (colour,
     HHA, colour and depth). The network has their geometry ("reference") and wants their input:
     float BGR 0..255 minus the mean of their data, which is (104.00699, 116.66877, 122.67892)
     for VOC; a fourth channel is the logarithm of the depth minus 7.844.

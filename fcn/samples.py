@@ -3,10 +3,12 @@
 The augmentation of a sample follows from (seed, epoch, sample), whichever process makes it.
 """
 
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
@@ -23,7 +25,8 @@ ORDER, SAMPLE, DROPOUT = range(3)
 """What random numbers are drawn for; see `mix`."""
 
 Batch = tuple[Tensor, Tensor]
-"""Images uint8 ``N x 3 x H x W`` and label maps ``N x H x W``; one of each without the N."""
+"""Images uint8 ``N x 3 x H x W`` and label maps ``N x H x W``, of K heads ``N x K x H x W``; one
+of each without the N."""
 
 
 class Labelled(Protocol):
@@ -35,6 +38,13 @@ class Labelled(Protocol):
     def image(self) -> bytes: ...  # noqa: D102
     @property
     def label(self) -> bytes: ...  # noqa: D102
+    @property
+    def further_labels(self) -> Mapping[str, bytes | None]:
+        """Label maps of further heads, by name; None where the image is not labelled for one.
+
+        Asked for only by a model of several heads.
+        """
+        ...
 
 
 class LabelledSamples(Protocol):
@@ -51,17 +61,25 @@ class TrainingSamples(Dataset[Batch | FcnError]):
     wrap it into that process's traceback.
     """
 
-    def __init__(self, samples: LabelledSamples, config: TrainConfig, classes: Classes) -> None:
+    def __init__(
+        self,
+        samples: LabelledSamples,
+        config: TrainConfig,
+        classes: Classes,
+        further_classes: Mapping[str, Classes] | None = None,
+    ) -> None:
         self.samples = samples
         self.seed = config.seed
-        self.num_classes, self.ignore_index = len(classes), classes.ignore_index
-        small = max(self.num_classes - 1, self.ignore_index) < 256 and self.ignore_index >= 0
+        self.further = tuple(further_classes or ())
+        self.num_classes = [len(c) for c in (classes, *(further_classes or {}).values())]
+        self.ignore_index = classes.ignore_index
+        small = max(*self.num_classes, self.ignore_index + 1) <= 256 and self.ignore_index >= 0
         self.dtype = np.uint8 if small else np.int32  # eight times less than int64 to hand over
         vary = config.effective_recipe().augment
         self.augment = Augment(config.crop_size, self.ignore_index, vary=vary)
 
     def __getitem__(self, place: tuple[int, int]) -> Batch | FcnError:
-        """uint8 image ``3 x H x W`` and integer label map ``H x W``, or what is wrong there."""
+        """Image ``3 x H x W`` and label map, ``H x W`` or ``K x H x W``, or what is wrong there."""
         epoch, index = place
         sample = self.samples[index]
         try:
@@ -72,13 +90,14 @@ class TrainingSamples(Dataset[Batch | FcnError]):
         return self.augment(image, label, generator)
 
     def _decode(self, sample: Labelled) -> Batch:
-        image, label = decode_image(sample.image).pixels, decode_mask(sample.label)
-        if image.shape[:2] != label.shape:
-            raise LabelError(f"label map is {label.shape}, its image {image.shape[:2]}")
-        check_classes("label", label[label != self.ignore_index], self.num_classes)
+        image = decode_image(sample.image).pixels
+        labels = decode_labels(sample, self.further, image.shape[:2], self.ignore_index)
+        for label, num_classes in zip(labels, self.num_classes, strict=True):
+            check_classes("label", label[label != self.ignore_index], num_classes)
+        tensors = [torch.from_numpy(label.astype(self.dtype)) for label in labels]
         return (
             torch.from_numpy(image).permute(2, 0, 1),
-            torch.from_numpy(label.astype(self.dtype)),
+            torch.stack(tensors) if self.further else tensors[0],
         )
 
     def collate(self, samples: list[Batch | FcnError]) -> Batch | FcnError:
@@ -88,15 +107,41 @@ class TrainingSamples(Dataset[Batch | FcnError]):
             if isinstance(sample, FcnError):
                 return sample
             batch.append(sample)
-        height = max(label.shape[0] for _, label in batch)
-        width = max(label.shape[1] for _, label in batch)
-        paddings = [(0, width - y.shape[1], 0, height - y.shape[0]) for _, y in batch]
+        height = max(label.shape[-2] for _, label in batch)
+        width = max(label.shape[-1] for _, label in batch)
+        paddings = [(0, width - y.shape[-1], 0, height - y.shape[-2]) for _, y in batch]
         images = [functional.pad(x, p) for (x, _), p in zip(batch, paddings, strict=True)]
         labels = [
             functional.pad(y, p, value=self.ignore_index)
             for (_, y), p in zip(batch, paddings, strict=True)
         ]
         return torch.stack(images), torch.stack(labels)
+
+
+def decode_labels(
+    sample: Labelled, further: Sequence[str], size: tuple[int, ...], ignore_index: int
+) -> list[NDArray[Any]]:
+    """The label map of the first head and those of further ones, ``H x W`` each.
+
+    Args:
+        sample: What to decode.
+        further: Names of the further heads.
+        size: Height and width of the image.
+        ignore_index: Label of every pixel where the image is not labelled for a head.
+
+    Raises:
+        ImageError: A label map that cannot be decoded.
+        LabelError: A label map of another size than its image.
+    """
+    labels = [decode_mask(sample.label)]
+    for name in further:
+        data = sample.further_labels[name]
+        # int32: not every ignore_index fits a byte
+        labels.append(np.full(size, ignore_index, np.int32) if data is None else decode_mask(data))
+    for label in labels:
+        if label.shape != size:
+            raise LabelError(f"label map is {label.shape}, its image {size}")
+    return labels
 
 
 def mix(purpose: int, *numbers: int) -> int:

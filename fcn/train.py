@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from fcn.checkpoint import Model, check_fit, read_safetensors
 from fcn.device import autocast, deterministic, find_device, resolve_precision
 from fcn.errors import CheckpointError, FcnError, TrainingError
-from fcn.loss import median_frequency_weights, pixel_cross_entropy, total_weight
+from fcn.loss import JointLoss, median_frequency_weights
 from fcn.model import FCN
 from fcn.parallel import World, normalises_batches, pad_to, share_statistics
 from fcn.recipes import TrainConfig, make_optimizer
@@ -44,7 +44,8 @@ class Step:
     Attributes:
         step: Number of the step, from 1.
         epoch: Passes over the samples completed after it.
-        loss: Mean cross-entropy over the step's labelled pixels; 0 if it has none.
+        loss: Mean cross-entropy over the step's labelled pixels; 0 if it has none. Of several
+            heads, their sum.
         learning_rate: Peak group's rate in this step.
         num_images: Images in the step, over all ranks.
         seconds: Time of the whole step.
@@ -78,7 +79,8 @@ class Trainer:
         model: The model; its network is changed in place.
         samples: Training samples in random access; picklable if ``config.num_workers`` > 0.
         config: How to train.
-        class_pixels: Pixels of each class in the samples, for class weights.
+        class_pixels: Pixels of each class in the samples, for class weights; of several heads,
+            one's after another's.
         transplant: Where the first weights came from, which decides their learning rates.
         state: Bytes of an earlier `state` of the same training, to go on from there; by
             however many processes.
@@ -121,7 +123,7 @@ class Trainer:
         self.num_steps = -(-config.epochs * self.num_samples // self._samples_per_step)
         self.step = 0
         self._skips = 0
-        self._samples = TrainingSamples(samples, config, model.classes)
+        self._samples = TrainingSamples(samples, config, model.classes, model.further_classes)
         self._digest = training_digest(model, config, self.num_samples)
         self.world = world
 
@@ -142,9 +144,13 @@ class Trainer:
         self._peaks = [float(group["lr"]) for group in self._optimizer.param_groups]
         fp16 = resolve_precision(self.device, config.precision) == "fp16"
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=fp16)
-        self._weights: Tensor | None = None
+        num_classes = [len(classes) for classes in model.all_classes]
+        weights = None
         if config.class_weights == "median_frequency":
-            self._weights = median_frequency_weights(class_pixels).to(self.device)
+            by_head = torch.split(torch.tensor(class_pixels), num_classes)
+            weights = torch.cat([median_frequency_weights(p.tolist()) for p in by_head])
+            weights = weights.to(self.device)
+        self._loss = JointLoss(num_classes, model.classes.ignore_index, weights)
         if state is not None:
             self._restore(state)
 
@@ -165,7 +171,7 @@ class Trainer:
         while self.step < self.num_steps:
             start = time.perf_counter()
             group = [
-                _unless_error(next(batches)) if size > self.world.rank else _no_images()
+                _unless_error(next(batches)) if size > self.world.rank else self._no_images()
                 for size in self._batch_sizes()
             ]
             waited = time.perf_counter() - start
@@ -243,15 +249,15 @@ class Trainer:
         torch.manual_seed(mix(DROPOUT, self.config.seed, self.step, self.world.rank))
         self.net.train()
         batches = [(images, label.to(self.device, non_blocking=True)) for images, label in batches]
-        total, sizes = self._agree(batches)
-        if not total:
+        totals, sizes = self._agree(batches)
+        if not totals.any():
             return 0.0, True
         rate = self._learning_rate * factor
         for group, peak in zip(self._optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * factor
         self._optimizer.zero_grad(set_to_none=True)
         losses = [
-            self._backward(*pad_to(*batch, size, self.model.classes.ignore_index), total)
+            self._backward(*pad_to(*batch, size, self.model.classes.ignore_index), totals)
             for batch, size in zip(batches, sizes, strict=True)
         ]
         summed = torch.stack(losses).sum()
@@ -261,33 +267,34 @@ class Trainer:
             raise TrainingError(f"the loss is {loss} at step {self.step + 1}; {self._advice(rate)}")
         return loss, not self._apply(rate)
 
-    def _agree(self, batches: Sequence[Batch]) -> tuple[float, list[tuple[int, int]]]:
-        """Of all ranks: the `total_weight` of the step, and height and width of each batch."""
-        ignore_index = self.model.classes.ignore_index
+    def _agree(self, batches: Sequence[Batch]) -> tuple[Tensor, list[tuple[int, int]]]:
+        """Of all ranks: the loss's totals of the step, and height and width of each batch."""
         own = [
-            [*label.shape[-2:], total_weight(label, ignore_index, self._weights)]
+            torch.cat([torch.tensor(label.shape[-2:]), self._loss.totals(label)])
             for _, label in batches
         ]
-        every = self.world.gather(torch.tensor(own, dtype=torch.float64))  # ranks x batches x 3
+        every = self.world.gather(torch.stack(own))  # ranks x batches x (2 + heads)
         sizes = every[:, :, :2].amax(dim=0).int().tolist()
-        return sum(every[:, :, 2].flatten().tolist()), [(height, width) for height, width in sizes]
+        totals = every[:, :, 2:].sum(dim=(0, 1))
+        return totals, [(height, width) for height, width in sizes]
+
+    def _no_images(self) -> Batch:
+        """The share of a rank that none of the last images fall to."""
+        further = self.model.further_classes
+        heads = [1 + len(further)] if further else []
+        images = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+        return images, torch.empty(0, *heads, 1, 1, dtype=torch.uint8)
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self.net.parameters() if p.grad is not None]
 
-    def _backward(self, images: Tensor, labels: Tensor, total: float) -> Tensor:
+    def _backward(self, images: Tensor, labels: Tensor, totals: Tensor) -> Tensor:
         """Add one batch's gradient; its part of the step's loss."""
         pixels = images.to(self.device, non_blocking=True)
         inputs = self.model.input.normalise(pixels).contiguous(memory_format=torch.channels_last)
         with autocast(self.device, self.config.precision):
             scores = self._forward(inputs)
-        loss = pixel_cross_entropy(
-            scores,
-            labels,
-            ignore_index=self.model.classes.ignore_index,
-            class_weights=self._weights,
-            total=total,
-        )
+        loss = self._loss(scores, labels, totals)
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -423,11 +430,6 @@ def check_shareable(config: TrainConfig, net: FCN, num_processes: int) -> None:
         )
 
 
-def _no_images() -> Batch:
-    """The share of a rank that none of the last images fall to."""
-    return torch.empty(0, 3, 1, 1, dtype=torch.uint8), torch.empty(0, 1, 1, dtype=torch.uint8)
-
-
 def _unless_error(batch: Batch | FcnError) -> Batch:
     if isinstance(batch, FcnError):
         raise batch
@@ -442,6 +444,8 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def training_digest(model: Model, config: TrainConfig, num_samples: int) -> str:
     """Digest of all that a state must share with the training that takes it up."""
     facts = [config.decisive(), model.classes.to_json(), model.classes.ignore_index, num_samples]
+    if model.further_classes:
+        facts += [[name, c.to_json()] for name, c in model.further_classes.items()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import get_weight
 
 from fcn.caffemodel import looks_like_caffemodel, read_caffemodel
-from fcn.checkpoint import CARD_KEY, Model, is_safetensors, load, read_safetensors, shape_text
+from fcn.checkpoint import CARD_KEY, is_safetensors, load, read_safetensors, shape_text
 from fcn.classes import Classes
 from fcn.errors import CheckpointError
 from fcn.input import CAFFE, RELEASE, TORCHVISION, InputSpec
@@ -50,6 +50,7 @@ def transplant(
     read: Callable[[str], bytes] | None = None,
     *,
     init_classes: InitClasses = "same",
+    further_classes: Mapping[str, Classes] | None = None,
 ) -> Transplant:
     """Give a network its first weights.
 
@@ -70,6 +71,7 @@ def transplant(
         read: Gives the bytes of a named file.
         init_classes: "same" asks for a source with the same classes. "by_name" keeps the
             scores of classes that the source has under the same name; others start at zero.
+        further_classes: Of the other heads, by name; a class is the same only in the same head.
 
     Raises:
         CheckpointError: The file holds no such weights, or weights of other shapes, another
@@ -82,26 +84,37 @@ def transplant(
         return _from_imagenet(net)
     if read is None:
         raise ValueError(f"init={init!r} names a file, but no way to read one was given")
-    return _from_file(net, read(init), classes, init_classes)
+    names = _channels(classes, further_classes or {})
+    return _from_file(net, read(init), names, init_classes)
 
 
-def _from_file(net: FCN, data: bytes, classes: Classes, init_classes: InitClasses) -> Transplant:
+def _channels(classes: Classes, further: Mapping[str, Classes]) -> tuple[str, ...]:
+    """A name for every channel of the scores; classes of further heads as ``head: class``."""
+    others = (f"{head}: {name}" for head, c in further.items() for name in c.names)
+    return (*classes.names, *others)
+
+
+def _from_file(
+    net: FCN, data: bytes, names: Sequence[str], init_classes: InitClasses
+) -> Transplant:
     """Weights from a file, whose bytes tell what it is."""
     if data.startswith(ZIP) and holds_arrays(data):
         return _copy(net, read_squeezenet(net, data), CAFFE)
     if is_safetensors(data) and CARD_KEY in read_safetensors(data)[1]:
-        return _from_model(net, load(data), classes, init_classes)
+        model = load(data)
+        own = _channels(model.classes, model.further_classes)
+        return _from_model(net, model.net, own, model.input, names, init_classes)
     if is_safetensors(data) or data.startswith((ZIP, PICKLE)):
         tensors = read_state_dict(data)
         if not is_released(tensors):
             return _from_classifier(net, tensors)
         source = released_net(tensors, at_once=net.at_once)  # of the port, which does not tell
-        return _from_released(net, source, classes, init_classes)
+        return _from_released(net, source, names, init_classes)
     if looks_like_caffemodel(data):
         tensors = read_caffemodel(data)
         if "fc8.weight" in tensors:
             return _from_released_classifier(net, tensors)
-        return _from_released(net, released_net(tensors), classes, init_classes)
+        return _from_released(net, released_net(tensors), names, init_classes)
     raise CheckpointError(
         "init is not a safetensors file, nor .pth, .npz or .caffemodel: it begins with "
         f"{data[:8]!r}"
@@ -151,17 +164,19 @@ def _from_classifier(net: FCN, state: Mapping[str, Tensor]) -> Transplant:
 
 
 def _from_released(
-    net: FCN, source: FCN, classes: Classes, init_classes: InitClasses
+    net: FCN, source: FCN, names: Sequence[str], init_classes: InitClasses
 ) -> Transplant:
-    """An FCN of the authors. Its file names no classes: their number is compared."""
-    if init_classes == "same" and source.num_classes != len(classes):
+    """An FCN of the authors. Its file names no classes: their numbers are compared."""
+    sizes = [list((n.heads or {"": n.num_classes}).values()) for n in (source, net)]
+    if init_classes == "same" and sizes[0] != sizes[1]:
+        found, wanted = (" + ".join(map(str, size)) for size in sizes)
         raise CheckpointError(
-            f"init is a network of {source.num_classes} classes, but the dataset has "
-            f"{len(classes)} ({_some(classes)}); init_classes='by_name' starts their scores at zero"
+            f"init is a network of {found} classes, but the dataset has {wanted} "
+            f"({_some(names)}); init_classes='by_name' starts their scores at zero"
         )
-    nameless = Classes.named(f"init class {index}" for index in range(source.num_classes))
-    named = classes if init_classes == "same" else nameless
-    return _from_model(net, Model(source, named, RELEASE), classes, init_classes)
+    nameless = [f"init class {index}" for index in range(source.num_classes)]
+    own = names if init_classes == "same" else nameless
+    return _from_model(net, source, own, RELEASE, names, init_classes)
 
 
 def _from_released_classifier(net: FCN, tensors: Mapping[str, Tensor]) -> Transplant:
@@ -180,41 +195,51 @@ def _from_released_classifier(net: FCN, tensors: Mapping[str, Tensor]) -> Transp
     return _copy(net, taken, CAFFE, coerced)
 
 
-def _from_model(net: FCN, source: Model, classes: Classes, init_classes: InitClasses) -> Transplant:
-    if source.net.backbone != net.backbone:
+def _from_model(
+    net: FCN,
+    source: FCN,
+    own_names: Sequence[str],
+    spec: InputSpec,
+    names: Sequence[str],
+    init_classes: InitClasses,
+) -> Transplant:
+    """Another FCN, whose channels are named ``own_names`` where ours are named ``names``."""
+    if source.backbone != net.backbone:
         raise CheckpointError(
-            f"init is a model on {source.net.backbone}, but backbone={net.backbone} was asked for"
+            f"init is a model on {source.backbone}, but backbone={net.backbone} was asked for"
         )
-    if len(source.net.fuse) and source.net.at_once != net.at_once:
+    if len(source.fuse) and source.at_once != net.at_once:
         raise CheckpointError(
-            f"init is a model with at_once={source.net.at_once}, but at_once={net.at_once} was "
+            f"init is a model with at_once={source.at_once}, but at_once={net.at_once} was "
             "asked for; its scores are of maps on another scale"
         )
-    same = source.classes.names == classes.names
+    same = tuple(own_names) == tuple(names)
     if not same and init_classes == "same":
         raise CheckpointError(
-            f"init is a model of {len(source.classes)} classes ({_some(source.classes)}), but the "
-            f"dataset has {len(classes)} ({_some(classes)}); start from one with the same classes, "
+            f"init is a model of {len(own_names)} classes ({_some(own_names)}), but the "
+            f"dataset has {len(names)} ({_some(names)}); start from one with the same classes, "
             "or with init_classes='by_name'"
         )
-    tensors = source.net.state_dict()
-    if source.net.stride != net.stride:
+    tensors = source.state_dict()
+    if source.stride != net.stride:
         tensors = {n: t for n, t in tensors.items() if not n.startswith("upscore.")}
     chosen = [] if same else [n for n in tensors if not n.startswith(("trunk.", "head."))]
     own = net.state_dict()
     for name in chosen:
         if name in own:
-            tensors[name] = _by_name(own[name], tensors[name], classes, source.classes)
-    done = _copy(net, tensors, source.input, chosen)
-    return done.model_copy(update={"from_stride": source.net.stride})
+            tensors[name] = _by_name(own[name], tensors[name], names, own_names)
+    done = _copy(net, tensors, spec, chosen)
+    return done.model_copy(update={"from_stride": source.stride})
 
 
-def _by_name(own: Tensor, tensor: Tensor, classes: Classes, source: Classes) -> Tensor:
+def _by_name(
+    own: Tensor, tensor: Tensor, names: Sequence[str], source_names: Sequence[str]
+) -> Tensor:
     """``own`` with the rows of the classes that the source has under the same name."""
     rows = own.clone()
-    for index, name in enumerate(classes.names):
-        if name in source.names:
-            rows[index] = tensor[source.names.index(name)]
+    for index, name in enumerate(names):
+        if name in source_names:
+            rows[index] = tensor[source_names.index(name)]
     return rows
 
 
@@ -264,6 +289,5 @@ def _shape(net: FCN, name: str) -> torch.Size:
     return net.get_parameter(name).shape
 
 
-def _some(classes: Classes) -> str:
-    names = ", ".join(classes.names[:4])
-    return names if len(classes) <= 4 else f"{names}, …"
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")

@@ -31,7 +31,8 @@ def evaluate(
     One confusion matrix over the whole split gives the paper's four figures: pixel accuracy,
     mean accuracy, mean IU and frequency-weighted IU. Mean IU and pixel accuracy come with a
     95 % bootstrap interval over the images, and boundary F1 tells how well outlines are met.
-    Pixels with the ignored label do not count.
+    Pixels with the ignored label do not count. Every head of a model is scored by itself, with a
+    section of the report and columns of images.parquet of its own.
 
     Args:
         dataset_url: A dataset that ingest made.

@@ -27,14 +27,17 @@ def ingest(
     images in two splits. With errors nothing is published, unless `config.strict` is off.
     Images are stored as they are; masks become palette PNGs of class ids, 255 = ignored,
     aligned with the image after its EXIF orientation. Ingesting the same content again
-    changes nothing; other content at the same place needs `config.overwrite`.
+    changes nothing; other content at the same place needs `config.overwrite`. Folders
+    masks-NAME beside masks are labels of further heads, trained and predicted together: a
+    column label_NAME each, with classes of their own (classes-NAME.txt, .csv, .json, or the
+    values found). An image may have no mask there: it is not labelled for that head.
 
     Args:
         source_url: Where the images and masks are: anything fsspec opens, such as
             /data/VOC2012 or s3://bucket/camvid. It is only read.
         dataset_url: Where the dataset goes; dataset.json, written last, says it is whole.
         layout: voc (JPEGImages, SegmentationClass), camvid (train, trainannot, val, valannot,
-            ...) or folders (images, masks); auto recognises it by these names.
+            ...) or folders (images, masks, masks-NAME); auto recognises it by these names.
         classes: Class names in the order of their ids, or the URL of a class file: .txt with a
             name per line; .csv with columns name and, if wanted, value, r, g, b; .json alike.
             Coloured masks need colours. Empty: a class file in the source (classes.json, .csv
@@ -51,6 +54,9 @@ def ingest(
         StoreError: the source cannot be read, or dataset_url not written.
     """
     source, table = list_source(source_url, dataset_url, layout, classes, config)
-    with Staging(table.classes, max_file_bytes=config.max_file_bytes) as staging:
+    further = {head: of_head.classes for head, of_head in table.further.items()}
+    with Staging(
+        table.classes, max_file_bytes=config.max_file_bytes, further_classes=further
+    ) as staging:
         findings = audit_source(source, table, staging, config)
         return publish_dataset(staging, dataset_url, source, findings, config)

@@ -20,12 +20,14 @@ def train(
 
     The same call again goes on where a stopped or killed run left off, to the same weights
     bit for bit on a CPU; when the model is there it is only scored anew. A run_url belongs to
-    one configuration and one dataset; any other is refused.
+    one configuration and one dataset; any other is refused. A dataset of several heads trains
+    them together: the sum of their losses, each a mean over its own labelled pixels.
 
     Args:
         dataset_url: A dataset that ingest made.
         run_url: Where the run is kept: model.safetensors (after the last step),
-            best.safetensors (the best on val), metrics.jsonl, report.html, state/.
+            best.safetensors (the best on val, by the first head), metrics.jsonl, report.html,
+            state/.
         config: Network, first weights, recipe, crops.
 
     Returns:

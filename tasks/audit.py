@@ -32,7 +32,7 @@ from tasks.dataset import DatasetError, Finding
 from tasks.labels import COLOUR, ClassTable, read_mask
 from tasks.layouts import Source
 from tasks.pairing import Pair
-from tasks.split_writer import Row
+from tasks.split_writer import FurtherLabel, Row
 from tasks.staging import Staging
 from tasks.stores import StoreError, StoreUnavailable
 
@@ -86,7 +86,8 @@ def audit(
     findings = list(source.findings)
     filled: set[str] = set()
     first: dict[bytes, Pair] = {}
-    total = np.zeros(len(table.classes) + 1, np.int64)
+    heads = {"": table, **table.further}
+    totals = {head: np.zeros(len(t.classes) + 1, np.int64) for head, t in heads.items()}
     pairs = sorted(source.pairs, key=lambda pair: (_HELD_OUT_FIRST.index(pair.split), pair.key))
     for found in in_order(partial(examine, table, max_pixels), pairs, num_threads):
         twin = first.setdefault(found.image_digest, found.pair) if found.row else found.pair
@@ -94,20 +95,23 @@ def audit(
         if found.row and not duplicates:
             staging.add(found.pair.split, found.row)
             filled.add(found.pair.split)
-            total += found.row.pixels
+            totals[""] += found.row.pixels
+            for head, label in found.row.further.items():
+                totals[head] += label.pixels
         findings += found.findings + duplicates
         advance()
-    return findings + _emptied(source, filled) + _absent(table, total)
+    absent = [found for head, t in heads.items() for found in _absent(t, totals[head], head)]
+    return findings + _emptied(source, filled) + absent
 
 
 def examine(table: ClassTable, max_pixels: int, pair: Pair) -> Examined:
-    """Read and decode one sample, and compare its image and mask.
+    """Read and decode one sample, and compare its image and masks.
 
     Raises:
         StoreUnavailable: the store does not answer.
     """
     finding = partial(_finding, pair)
-    findings, image, pixels, mask = [], b"", None, None
+    findings, image, pixels = [], b"", None
     try:
         image = stores.read_bytes(pair.image_url)
         pixels = decode_image(image, max_pixels=max_pixels).pixels
@@ -115,24 +119,21 @@ def examine(table: ClassTable, max_pixels: int, pair: Pair) -> Examined:
         raise
     except (ImageError, StoreError) as error:
         findings.append(finding("unreadable_image", pair.image_path, str(error)))
-    try:
-        mask = read_mask(stores.read_bytes(pair.mask_url), max_pixels=max_pixels)
-    except StoreUnavailable:
-        raise
-    except (ImageError, LabelError, StoreError) as error:
-        findings.append(finding("unreadable_mask", pair.mask_path, str(error)))
-    if mask is None or pixels is None:
+    size = None if pixels is None else pixels.shape[:2]
+    label, wrong = _examine_mask(
+        table, max_pixels, pair, (pair.mask_path, pair.mask_url), image, size
+    )
+    findings += wrong
+    further: dict[str, NDArray[np.uint8] | None] = {}
+    for head, of_head in table.further.items():
+        place = pair.further.get(head)
+        further[head] = None
+        if place is not None:
+            further[head], wrong = _examine_mask(of_head, max_pixels, pair, place, image, size)
+            findings += wrong
+    if findings or pixels is None or label is None:
         return Examined(pair, findings, None, b"")
     height, width = pixels.shape[:2]
-    if mask.shape != (height, width):
-        text = _mismatch_text(image, (height, width), mask.shape)
-        findings.append(finding("size_mismatch", pair.mask_path, text))
-    label, unknown = table.to_label(mask)
-    if unknown:
-        text = _unknown_text(unknown, table)
-        findings.append(finding("unknown_class", pair.mask_path, text, sum(unknown.values())))
-    if findings:
-        return Examined(pair, findings, None, b"")
     row = Row(
         key=pair.key,
         image=image,
@@ -141,38 +142,109 @@ def examine(table: ClassTable, max_pixels: int, pair: Pair) -> Examined:
         height=height,
         width=width,
         pixels=_count(label, len(table.classes)),
+        further={
+            head: _further_label(found, table.further[head], height * width)
+            for head, found in further.items()
+        },
     )
     digest = hashlib.sha256(f"{height} x {width}".encode())
     digest.update(pixels.data)
     return Examined(pair, findings, row, digest.digest())
 
 
+def _examine_mask(
+    table: ClassTable,
+    max_pixels: int,
+    pair: Pair,
+    place: tuple[str, str],
+    image: bytes,
+    size: tuple[int, ...] | None,
+) -> tuple[NDArray[np.uint8] | None, list[Finding]]:
+    """The label map of one mask of a sample, and what is wrong with it.
+
+    Args:
+        table: Its classes.
+        max_pixels: Largest mask.
+        pair: The sample.
+        place: Path and URL of the mask.
+        image: The bytes of the sample's image.
+        size: Its height and width; None if it cannot be decoded.
+    """
+    path, url = place
+    try:
+        mask = read_mask(stores.read_bytes(url), max_pixels=max_pixels)
+    except StoreUnavailable:
+        raise
+    except (ImageError, LabelError, StoreError) as error:
+        return None, [_finding(pair, "unreadable_mask", path, str(error))]
+    if size is None:
+        return None, []
+    findings = []
+    if mask.shape != size:
+        text = _mismatch_text(image, size, mask.shape)
+        findings.append(_finding(pair, "size_mismatch", path, text))
+    label, unknown = table.to_label(mask)
+    if unknown:
+        text = _unknown_text(unknown, table)
+        findings.append(_finding(pair, "unknown_class", path, text, sum(unknown.values())))
+    return label, findings
+
+
+def _further_label(
+    label: NDArray[np.uint8] | None, table: ClassTable, num_pixels: int
+) -> FurtherLabel:
+    if label is None:
+        pixels = np.zeros(len(table.classes) + 1, np.int64)
+        pixels[-1] = num_pixels
+        return FurtherLabel(label=None, pixels=pixels)
+    return FurtherLabel(
+        label=encode_mask(label, table.classes.palette),
+        pixels=_count(label, len(table.classes)),
+    )
+
+
 def find_values(
-    source: Source, *, max_pixels: int = MAX_PIXELS, num_threads: int = NUM_THREADS
+    source: Source,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    num_threads: int = NUM_THREADS,
+    head: str = "",
 ) -> set[int]:
     """All values that the masks of a source hold; unreadable masks are passed over.
+
+    Args:
+        source: From `tasks.layouts.find_samples`.
+        max_pixels: Largest mask.
+        num_threads: Files read and decoded at the same time.
+        head: Name of a further head, if its masks are meant.
 
     Raises:
         DatasetError: a mask holds colours.
         StoreUnavailable: the store does not answer.
     """
 
-    def values(pair: Pair) -> set[int]:
+    def values(place: tuple[str, str]) -> set[int]:
+        path, url = place
         try:
-            mask = read_mask(stores.read_bytes(pair.mask_url), max_pixels=max_pixels)
+            mask = read_mask(stores.read_bytes(url), max_pixels=max_pixels)
         except StoreUnavailable:
             raise
         except (ImageError, LabelError, StoreError):
             return set()
         if mask.max() >= COLOUR:
             raise DatasetError(
-                f"{pair.mask_path} holds colours, and nothing says what they mean; give classes "
+                f"{path} holds colours, and nothing says what they mean; give classes "
                 "as the URL of a class file with a colour for each class"
             )
         return set(np.unique(mask).tolist())
 
+    places = (
+        [pair.further[head] for pair in source.pairs if head in pair.further]
+        if head
+        else [(pair.mask_path, pair.mask_url) for pair in source.pairs]
+    )
     found: set[int] = set()
-    for some in in_order(values, source.pairs, num_threads):
+    for some in in_order(values, places, num_threads):
         found |= some
     return found
 
@@ -237,7 +309,7 @@ def _duplicate(pair: Pair, twin: Pair) -> Finding:
     return _finding(pair, "duplicate_across_splits", pair.image_path, text)
 
 
-def _mismatch_text(image: bytes, size: tuple[int, int], mask_size: tuple[int, ...]) -> str:
+def _mismatch_text(image: bytes, size: tuple[int, ...], mask_size: tuple[int, ...]) -> str:
     text = (
         f"mask is {mask_size[0]} x {mask_size[1]} (height x width), its image {size[0]} x {size[1]}"
     )
@@ -279,12 +351,13 @@ def _emptied(source: Source, filled: Collection[str]) -> list[Finding]:
     ]
 
 
-def _absent(table: ClassTable, total: NDArray[np.int64]) -> list[Finding]:
+def _absent(table: ClassTable, total: NDArray[np.int64], head: str) -> list[Finding]:
+    where = f" of head {head}" if head else ""
     return [
         Finding(
             kind="absent_class",
             severity="warning",
-            text=f"class {class_id} ({name}) occurs in no label",
+            text=f"class {class_id} ({name}) occurs in no label{where}",
             count=0,
         )
         for class_id, name in enumerate(table.classes.names)

@@ -53,10 +53,11 @@ def make_page(
     runs = manifests.runs(output_url)
     if not runs:
         raise stores.StoreError(f"no manifest at {stores.redact(output_url)}: no output of predict")
-    classes = manifests.read(output_url, runs[-1]).card.model.label_classes()
+    model = manifests.read(output_url, runs[-1]).card.model
+    classes, further = model.label_classes(), model.further_label_classes()
     choice = choose(output_url, classes, count=images_per_section, seed=seed)
-    found = list(pictures(output_url, choice.keys, classes))
-    stores.write_bytes(url, render(output_url, choice, iter(found), classes, seed))
+    found = list(pictures(output_url, choice.keys, classes, further))
+    stores.write_bytes(url, render(output_url, choice, iter(found), classes, seed, further))
     by_key = {picture.key: picture for picture in found}
     first = [key for key in choice.keys if key in by_key][:MARKDOWN_PICTURES]
     shown = [

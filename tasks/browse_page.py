@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from fcn.classes import Classes
+from fcn.classes import Classes, Colour
 from fcn.draw import colourise, overlay
 from fcn.errors import FcnError
 from fcn.images import decode_image
@@ -25,6 +25,7 @@ from fcn.masks import decode_mask
 from tasks import manifest as manifests
 from tasks import parts, stores
 from tasks.markdown import image_url
+from tasks.part_file import column
 from tasks.reading import read_objects
 from tasks.stores import StoreError
 
@@ -90,7 +91,8 @@ class Choice:
 class Picture:
     """An image of the page: ``data:`` URLs, and what is said below them.
 
-    ``shares`` are those of the classes, by id, from 0 to 1.
+    ``shares`` are those of the classes, by id, from 0 to 1; ``further`` are the overlays of
+    further heads, by name.
     """
 
     key: str
@@ -98,11 +100,12 @@ class Picture:
     shares: Sequence[float]
     image: str | None
     overlay: str
+    further: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
         """What it adds to the page."""
-        return len(self.image or "") + len(self.overlay)
+        return sum(map(len, (self.image or "", self.overlay, *self.further.values())))
 
 
 def choose(output_url: str, classes: Classes, *, count: int, seed: int) -> Choice:
@@ -155,14 +158,21 @@ def choose(output_url: str, classes: Classes, *, count: int, seed: int) -> Choic
     return choice
 
 
-def pictures(output_url: str, keys: Sequence[str], classes: Classes) -> Iterator[Picture]:
+def pictures(
+    output_url: str,
+    keys: Sequence[str],
+    classes: Classes,
+    further_classes: Mapping[str, Classes] | None = None,
+) -> Iterator[Picture]:
     """Pictures of these images, a few at a time, in the order of their rows.
 
     Raises:
         StoreError: parts or masks cannot be read.
     """
     rows = parts.read(output_url)
-    masks = [name for name in ("mask", "mask_rle") if name in rows.schema.names]
+    further = further_classes or {}
+    names = [column(name, head) for head in ("", *further) for name in ("mask", "mask_rle")]
+    masks = [name for name in names if name in rows.schema.names]
     wanted = pc.field("key").isin(pa.array(sorted(set(keys)), pa.string()))
     chosen = rows.filter(wanted).to_table(columns=[*_SHOWN, *masks]).to_pylist()
     entries = {
@@ -173,11 +183,16 @@ def pictures(output_url: str, keys: Sequence[str], classes: Classes) -> Iterator
         some = chosen[start : start + _AT_ONCE]
         found = read_objects([entries[row["run"]][row["key"]] for row in some], last_attempt=True)
         for row, data in zip(some, found, strict=True):
-            yield _picture(row, data, classes)
+            yield _picture(row, data, classes, further)
 
 
 def render(
-    output_url: str, choice: Choice, found: Iterator[Picture], classes: Classes, seed: int
+    output_url: str,
+    choice: Choice,
+    found: Iterator[Picture],
+    classes: Classes,
+    seed: int,
+    further_classes: Mapping[str, Classes] | None = None,
 ) -> bytes:
     """The page's HTML.
 
@@ -187,6 +202,7 @@ def render(
         found: Pictures of the chosen images; taken until the page is full.
         classes: Names and colours.
         seed: Named below the heading.
+        further_classes: Names and colours of further heads, by name.
     """
     by_key: dict[str, Picture] = {}
     size = 0
@@ -215,8 +231,12 @@ def render(
         left_out=len(choice.keys) - len(by_key),
         failures=choice.failures,
         reasons=choice.reasons.most_common(),
+        further=[
+            (head, [(name, _css(colour)) for name, colour in zip(c.names, c.palette, strict=True)])
+            for head, c in (further_classes or {}).items()
+        ],
         classes=[
-            (name, "#{:02x}{:02x}{:02x}".format(*colour), 100 * int(pixels) / total)
+            (name, _css(colour), 100 * int(pixels) / total)
             for name, colour, pixels in zip(
                 classes.names, classes.palette, choice.pixels, strict=True
             )
@@ -225,40 +245,56 @@ def render(
     return html.encode("utf-8", "replace")
 
 
+def _css(colour: Colour) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*colour)
+
+
 def _chance(key: str, seed: int) -> int:
     """A number below 2**53 that depends on key and seed alone."""
     digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 11
 
 
-def _picture(row: Mapping[str, Any], data: object, classes: Classes) -> Picture:
-    """An image and its overlay; its mask alone where the image cannot be had any more."""
-    mask = row.get("mask") or {}
-    stored = row.get("mask_rle") or mask.get("bytes") or stores.read_bytes(mask["path"])
-    try:
-        label = decode_mask(stored)
-    except FcnError as error:
-        raise StoreError(
-            f"the mask of {row['key']} cannot be decoded: {error}; run verify"
-        ) from error
+def _picture(
+    row: Mapping[str, Any], data: object, classes: Classes, further_classes: Mapping[str, Classes]
+) -> Picture:
+    """An image and its overlays; its masks alone where the image cannot be had any more."""
+    label = _label(row)
+    further = {  # rows of an older run may lack a head
+        head: (_label(row, head), of_head)
+        for head, of_head in further_classes.items()
+        if row.get(column("mask", head)) or row.get(column("mask_rle", head))
+    }
     pixels, text = None, f"confidence {row['confidence']:.2f}"
     try:
         if isinstance(data, bytes):
             pixels = decode_image(data, lenient=row["status"] == "partial").pixels
             picture = overlay(pixels, label, classes)
+            others = {head: overlay(pixels, *found) for head, found in further.items()}
         else:
             text += f" · no image: {data}"
     except FcnError as error:
         pixels, text = None, f"{text} · no image: {error}"
     if pixels is None:
         picture = colourise(label, classes)
+        others = {head: colourise(*found) for head, found in further.items()}
     return Picture(
         key=row["key"],
         text=text,
         shares=[count / label.size for count in row["class_pixels"]],
         image=None if pixels is None else image_url(pixels, max_width=PICTURE_WIDTH),
         overlay=image_url(picture, max_width=PICTURE_WIDTH),
+        further={name: image_url(p, max_width=PICTURE_WIDTH) for name, p in others.items()},
     )
+
+
+def _label(row: Mapping[str, Any], head: str = "") -> np.ndarray:
+    try:
+        return decode_mask(parts.stored_mask(row, head))
+    except FcnError as error:
+        raise StoreError(
+            f"the mask of {row['key']} cannot be decoded: {error}; run verify"
+        ) from error
 
 
 def _captioned(picture: Picture, section: Section, classes: Classes) -> tuple[Picture, str]:

@@ -75,6 +75,23 @@ def find_classes(
     return make_table(rows, ignore_values, origin)
 
 
+def find_further_classes(
+    source: Source, ignore_values: Sequence[int] | None = None
+) -> dict[str, ClassTable | None]:
+    """The classes of further heads, by name: of their own files; ``None`` where there is none.
+
+    Raises:
+        DatasetError: a class file that cannot be used.
+        StoreError: a class file that cannot be read.
+    """
+    return {
+        head: None
+        if url is None
+        else make_table(read_class_file(url), ignore_values or (), stores.redact(url))
+        for head, url in source.further_class_files.items()
+    }
+
+
 def derive_classes(
     values: Collection[int], ignore_values: Sequence[int] | None = None
 ) -> ClassTable:

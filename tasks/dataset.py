@@ -3,18 +3,21 @@
 ::
 
     dataset.json                            classes, splits, source, audit; written last
-    data/train-00000-of-00003.parquet       key, image, label, height, width
+    data/train-00000-of-00003.parquet       key, image, label, height, width, label_NAME
     .incomplete                             only while it is being written
 
 ``image`` holds the bytes of the source file as they were. ``label`` holds a palette PNG
 whose indices are class ids, with 255 for ignored pixels, aligned with the image after its
 EXIF orientation; ``height`` and ``width`` are those of the oriented image.
+
+A dataset of several heads has a column ``label_NAME`` for each further one, null where an image
+is not labelled for it. What has no name is of the first head.
 """
 
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +30,9 @@ from tasks.stores import StoreError
 
 FORMAT_VERSION = 1
 INFO_NAME = "dataset.json"
+
+FIRST_HEAD = "main"
+"""What a network of several heads calls the one that has no name here."""
 BATCH_ROWS = 64
 """Rows of a Parquet row group and of an Arrow batch: a few MB of images."""
 
@@ -57,7 +63,10 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One split: its rows and Parquet files, pixels per class, and samples left out."""
+    """One split: its rows and Parquet files, pixels per class, and samples left out.
+
+    ``further_class_pixels`` are those of further heads, by name; they end with the ignored ones.
+    """
 
     name: str
     rows: int
@@ -65,6 +74,13 @@ class Split:
     class_pixels: tuple[int, ...]
     ignored_pixels: int = 0
     left_out: int = 0
+    further_class_pixels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def all_class_pixels(self) -> tuple[int, ...]:
+        """Pixels per class of all heads, one's after another's."""
+        further = (count for pixels in self.further_class_pixels.values() for count in pixels[:-1])
+        return (*self.class_pixels, *further)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +89,7 @@ class DatasetInfo:
 
     ``digest`` is the SHA-256 of the content (classes, and keys, images and labels of every
     split), whatever the number of files it is spread over. ``settings`` are those it was
-    ingested with.
+    ingested with. ``further_classes`` are those of further heads, by name.
     """
 
     url: str
@@ -83,17 +99,24 @@ class DatasetInfo:
     audit: list[Finding]
     digest: str
     settings: dict[str, Any]
+    further_classes: Mapping[str, Classes] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of ``dataset.json``."""
+        """The content of ``dataset.json``; of one head, nothing is said of further ones."""
+        further = {name: classes.to_json() for name, classes in self.further_classes.items()}
         return {
             "format_version": FORMAT_VERSION,
             "digest": self.digest,
             "source": self.source,
             "classes": self.classes.to_json(),
             "ignore_index": self.classes.ignore_index,
+            **({"further_classes": further} if further else {}),
             "splits": {
-                name: {key: value for key, value in vars(split).items() if key != "name"}
+                name: {
+                    key: value
+                    for key, value in vars(split).items()
+                    if key != "name" and (further or key != "further_class_pixels")
+                }
                 for name, split in self.splits.items()
             },
             "settings": self.settings,
@@ -111,17 +134,26 @@ class DatasetInfo:
                 class_pixels=tuple(split["class_pixels"]),
                 ignored_pixels=int(split["ignored_pixels"]),
                 left_out=int(split["left_out"]),
+                further_class_pixels={
+                    str(head): tuple(pixels)
+                    for head, pixels in split.get("further_class_pixels", {}).items()
+                },
             )
             for name, split in content["splits"].items()
         }
+        ignore_index = int(content["ignore_index"])
         return cls(
             url=url,
-            classes=Classes.from_json(content["classes"], int(content["ignore_index"])),
+            classes=Classes.from_json(content["classes"], ignore_index),
             splits=splits,
             source=str(content["source"]),
             audit=[Finding(**finding) for finding in content["audit"]],
             digest=str(content["digest"]),
             settings=dict(content["settings"]),
+            further_classes={
+                str(head): Classes.from_json(rows, ignore_index)
+                for head, rows in content.get("further_classes", {}).items()
+            },
         )
 
 
@@ -156,11 +188,15 @@ def read_info(dataset_url: str) -> DatasetInfo:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One labelled image, as stored: the image file's bytes and the label's palette PNG."""
+    """One labelled image, as stored: the image file's bytes and the label's palette PNG.
+
+    ``further_labels`` are those of further heads, by name; None where it is not labelled for one.
+    """
 
     key: str
     image: bytes
     label: bytes
+    further_labels: Mapping[str, bytes | None] = field(default_factory=dict)
 
 
 class Samples:
@@ -183,7 +219,12 @@ class Samples:
         if not 0 <= position < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         (row,) = self._mapped().slice(position, 1).to_pylist()
-        return Sample(row["key"], row["image"]["bytes"], row["label"]["bytes"])
+        further = {
+            name.removeprefix("label_"): label and label["bytes"]
+            for name, label in row.items()
+            if name.startswith("label_")
+        }
+        return Sample(row["key"], row["image"]["bytes"], row["label"]["bytes"], further)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -265,11 +306,12 @@ def _write_arrow(path: Path, batches: Iterator[pa.RecordBatch]) -> int:
 
 
 def _read_batches(info: DatasetInfo, split: Split) -> Iterator[pa.RecordBatch]:
+    columns = [*_COLUMNS, *(f"label_{head}" for head in info.further_classes)]
     for name in split.files:
         url = stores.join(info.url, name)
         try:
             with stores.open_input(url) as source:
-                yield from pq.ParquetFile(source).iter_batches(BATCH_ROWS, columns=_COLUMNS)
+                yield from pq.ParquetFile(source).iter_batches(BATCH_ROWS, columns=columns)
         except (StoreError, pa.ArrowInvalid) as error:
             if isinstance(error, StoreError) and stores.exists(url):
                 raise

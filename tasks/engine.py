@@ -38,7 +38,7 @@ from tasks.budget import (
     prefetched,
 )
 from tasks.cores import Cores
-from tasks.part_file import Row
+from tasks.part_file import HeadMask, Row
 from tasks.predict_config import PredictConfig
 from tasks.reading import ReadError, read_objects
 from tasks.stores import Entry, StoreError, is_transient
@@ -56,7 +56,8 @@ MAX_ERROR_TEXT = 500
 THREADS = max(2, min(8, os.cpu_count() or 2))
 
 Stage = Literal["read", "decode", "network", "encode", "write"]
-SaveMask = Callable[[str, bytes], str]
+SaveMask = Callable[..., str]
+"""Puts the PNG mask of a key, and as a third argument of a further head, and returns its URL."""
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -135,6 +136,7 @@ def segment(
     save_mask: SaveMask | None = None,
     advance: Callable[[int], None] = lambda _: None,
     last_attempt: bool = False,
+    further_classes: Mapping[str, Classes] | None = None,
 ) -> list[Row]:
     """One row for each image, in order: its mask, or the reason why there is none.
 
@@ -148,6 +150,7 @@ def segment(
             fails that image alone.
         advance: Told how many images were done, each time some are.
         last_attempt: Whether the shard will not be tried again, see `read_objects`.
+        further_classes: Of the model's further heads, by name.
 
     Raises:
         StoreUnavailable: the store is out, see `read_objects`.
@@ -168,7 +171,10 @@ def segment(
         files.share() as file_share,
         pixels.share() as pixel_share,
     ):
-        engine = _Engine(predictor, config, seconds, save_mask, advance, encoding, pixel_share)
+        further = further_classes or {}
+        engine = _Engine(
+            predictor, config, seconds, save_mask, advance, encoding, pixel_share, further
+        )
         for window, job in prefetched(
             list(windows(entries, limit)),
             lambda window: min(_listed_bytes(window), files.size),
@@ -229,6 +235,7 @@ class _Engine:
         advance: Callable[[int], None],
         encoding: ThreadPoolExecutor,
         share: Share,
+        further_classes: Mapping[str, Classes],
     ) -> None:
         self.predictor = predictor
         self.config = config
@@ -237,6 +244,8 @@ class _Engine:
         self.advance = advance
         self.encoding = encoding
         self.share = share
+        self.further_classes = further_classes
+        self.label_bytes = LABEL_BYTES * (1 + len(further_classes))
 
     def rows(self, entries: Sequence[Entry], found: Sequence[bytes | ReadError]) -> list[Row]:
         """One row for each image of a window, in order."""
@@ -273,7 +282,7 @@ class _Engine:
 
         More than there is only where a store told no sizes; such a batch goes alone.
         """
-        kept = (PIXEL_BYTES + LABEL_BYTES) * sum(image.pixels for image in batch)
+        kept = (PIXEL_BYTES + self.label_bytes) * sum(image.pixels for image in batch)
         return min(_decoders_bytes(batch) + kept, self.share.budget.size)
 
     def _start_decoding(self, batch: Sequence[_Image]) -> list[Future[DecodedImage | Exception]]:
@@ -350,29 +359,46 @@ class _Engine:
                 return image.failed(outcome)
             return self._encode(image, outcome, truncated)
         finally:
-            self.share.give(LABEL_BYTES * image.pixels)
+            self.share.give(self.label_bytes * image.pixels)
 
     def _encode(self, image: _Image, prediction: Prediction, truncated: bool) -> Row:
-        label, classes = prediction.label, self.predictor.classes
-        mask_format = self.config.mask_format
+        try:
+            first = self._mask(image, prediction, self.predictor.classes)
+            further = {
+                name: self._mask(image, prediction.further[name], classes, name)
+                for name, classes in self.further_classes.items()
+            }
+        except StoreError as error:
+            if is_transient(error) or getattr(error.__cause__, "errno", None) in _FULL:
+                raise
+            return image.failed(MaskNotSaved(str(error)))
+        return Row(
+            entry=image.entry,
+            status="partial" if truncated else "ok",
+            height=prediction.label.shape[0],
+            width=prediction.label.shape[1],
+            further=further,
+            **vars(first),
+        )
+
+    def _mask(
+        self, image: _Image, prediction: Prediction, classes: Classes, *head: str
+    ) -> HeadMask:
+        """The mask of one head, whose name is given unless it is the first.
+
+        Raises:
+            StoreError: it cannot be put where the png sink wants it.
+        """
+        label, mask_format = prediction.label, self.config.mask_format
         with self.seconds.measure("encode"):
             mask = encode_mask(label, classes.palette, mask_format=mask_format)
             counts = count_labels(label, len(classes))
         mask_path = f"{image.entry.key}.png" if mask_format == "png" else None
         if self.save_mask:
             png = mask if mask_format == "png" else encode_mask(label, classes.palette)
-            try:
-                with self.seconds.measure("write"):
-                    mask_path = self.save_mask(image.entry.key, png)
-            except StoreError as error:
-                if is_transient(error) or getattr(error.__cause__, "errno", None) in _FULL:
-                    raise
-                return image.failed(MaskNotSaved(str(error)))
-        return Row(
-            entry=image.entry,
-            status="partial" if truncated else "ok",
-            height=label.shape[0],
-            width=label.shape[1],
+            with self.seconds.measure("write"):
+                mask_path = self.save_mask(image.entry.key, png, *head)
+        return HeadMask(
             mask=mask if "parquet" in self.config.sinks else None,
             mask_path=mask_path,
             class_pixels=counts,

@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from prefect import get_run_logger, task
@@ -63,6 +63,7 @@ class Evaluation:
         result: scores of the whole split, and of each sample alone.
         keys: keys of its samples.
         examples: best, typical and worst samples with their predictions.
+        further_examples: the same samples with those of further heads, by name.
         model: the model, for what its card says.
         model_digest: SHA-256 of the model's file.
         config: how it was looked at.
@@ -72,6 +73,7 @@ class Evaluation:
     result: SplitScores
     keys: Sequence[str]
     examples: Sequence[Example]
+    further_examples: Mapping[str, Sequence[Example]]
     model: Model
     model_digest: str
     config: EvaluateConfig
@@ -98,6 +100,8 @@ class EvaluateSummary:
         boundary_f1: how well outlines are met, mean over the classes (`fcn.boundary`).
         report_url: the report, an HTML page.
         images_url: the scores of every image, a Parquet file.
+        further_mean_iu: mean IU of each further head, by name; the other figures are the first
+            head's.
     """
 
     split: str
@@ -114,6 +118,7 @@ class EvaluateSummary:
     boundary_f1: float
     report_url: str
     images_url: str
+    further_mean_iu: dict[str, float] = field(default_factory=dict)
 
 
 @task(task_run_name="claim the report's place", cache_policy=NO_CACHE)
@@ -146,7 +151,9 @@ def score_split(
     start = time.monotonic()
     with Progress("evaluate-progress", total=len(samples), description="Evaluating") as progress:
         result = scoring.score_split(
-            _advancing(score_samples(predictor, samples), progress), info.classes
+            _advancing(score_samples(predictor, samples), progress),
+            info.classes,
+            info.further_classes,
         )
     seconds = time.monotonic() - start
     scores, intervals = result.scores, result.intervals
@@ -165,11 +172,22 @@ def score_split(
         seconds,
         len(samples) / seconds,
     )
+    for head, found in result.further.items():
+        logger.info(
+            "head %s: mean IU %s%s, pixel accuracy %s%s",
+            head,
+            percent(found.scores.mean_iu),
+            span(found.intervals.mean_iu, " (%s)"),
+            percent(found.scores.pixel_accuracy),
+            span(found.intervals.pixel_accuracy, " (%s)"),
+        )
+    examples = _examples(predictor, samples, result, config.num_examples)
     return Evaluation(
         split=split,
         result=result,
         keys=samples.keys,
-        examples=_examples(predictor, samples, result, config.num_examples),
+        examples=examples.pop(""),
+        further_examples=examples,
         model=model,
         model_digest=hashlib.sha256(data).hexdigest(),
         config=config,
@@ -192,11 +210,26 @@ def report_evaluation(
         hardest=hardest_rows,
         examples=evaluation.examples,
         facts=_facts(evaluation, info),
+        further={
+            head: Report(
+                title=f"Head {head}",
+                result=found,
+                classes=info.further_classes[head],
+                hardest=hardest(keys, found.images),
+                examples=evaluation.further_examples.get(head, ()),
+            )
+            for head, found in result.further.items()
+        },
     )
-    images_url = write_image_scores(report_url, keys, result.images)
+    further_images = {head: found.images for head, found in result.further.items()}
+    images_url = write_image_scores(report_url, keys, result.images, further_images)
     url = write_report(report_url, report)
     publish_markdown("evaluate-report", markdown(report), f"Report, also at {stores.redact(url)}")
-    publish_table("evaluate-classes", class_rows(result, info), "Figures of every class")
+    classes = class_rows(result, info)
+    for head, found in result.further.items():
+        rows = class_rows(found, replace(info, classes=info.further_classes[head]))
+        classes += [{**row, "class": f"{head}: {row['class']}"} for row in rows]
+    publish_table("evaluate-classes", classes, "Figures of every class")
     publish_table("evaluate-hardest", hardest_rows, "The images with the lowest mean IU")
     get_run_logger().info("report: %s", stores.redact(url))
     scores, intervals = result.scores, result.intervals
@@ -215,6 +248,7 @@ def report_evaluation(
         boundary_f1=result.mean_boundary_f1,
         report_url=url,
         images_url=images_url,
+        further_mean_iu={head: found.scores.mean_iu for head, found in result.further.items()},
     )
 
 
@@ -238,10 +272,10 @@ def _advancing(samples: Iterator[Scored], progress: Progress) -> Iterator[Scored
 
 
 def load_for(info: DatasetInfo, data: bytes, model_url: str) -> Model:
-    """A model that has the classes of a dataset.
+    """A model that has the classes and further heads of a dataset.
 
     Raises:
-        CheckpointError: no usable model, or one of other classes.
+        CheckpointError: no usable model, or one of other classes or further heads.
     """
     try:
         model = load(data)
@@ -254,7 +288,22 @@ def load_for(info: DatasetInfo, data: bytes, model_url: str) -> Model:
             f"{len(info.classes)} ({', '.join(info.classes.names[:3])}, …); evaluate on a dataset "
             "with the classes the model was trained on"
         )
+    found, wanted = (
+        {head: classes.names for head, classes in further.items()}
+        for further in (model.further_classes, info.further_classes)
+    )
+    if found != wanted:
+        raise CheckpointError(
+            f"model {stores.redact(model_url)} has the further heads {_sizes(found)}, the dataset "
+            f"{stores.redact(info.url)} {_sizes(wanted)}, or other classes in one; evaluate on a "
+            "dataset with the heads the model was trained on"
+        )
     return model
+
+
+def _sizes(heads: Mapping[str, Sequence[str]]) -> str:
+    """Heads and how many classes they have, for people."""
+    return ", ".join(f"{head} ({len(names)} classes)" for head, names in heads.items()) or "none"
 
 
 def class_rows(result: SplitScores, info: DatasetInfo) -> list[dict[str, str]]:
@@ -301,15 +350,19 @@ def evaluation_split(info: DatasetInfo) -> str:
 
 def _examples(
     predictor: Predictor | AveragedPredictor, samples: Samples, result: SplitScores, count: int
-) -> list[Example]:
+) -> dict[str, list[Example]]:
+    """Examples of every head by name, the first one's as "", whose scores choose the samples."""
     image_scores = [image.mean_iu for image in result.images]
     chosen = choose_examples(image_scores, count) if count else {}
+    results = {"": result, **result.further}
+    examples: dict[str, list[Example]] = {head: [] for head in results}
     order = [(group, index) for group, indices in chosen.items() for index in indices]
     scored = score_samples(predictor, (samples[index] for _, index in order))
-    return [
-        _example(group, sample, samples[index].key, image_scores[index])
-        for (group, index), sample in zip(order, scored, strict=True)
-    ]
+    for (group, index), sample in zip(order, scored, strict=True):
+        for head, found in {"": sample, **sample.further}.items():
+            score = results[head].images[index].mean_iu
+            examples[head].append(_example(group, found, samples[index].key, score))
+    return examples
 
 
 def _example(group: str, scored: Scored, key: str, score: float) -> Example:

@@ -1,7 +1,7 @@
 """The scores of every image of a split, as a Parquet file and as a table of the hardest."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from io import BytesIO
 
@@ -15,7 +15,6 @@ from tasks.report_data import percent
 IMAGES_NAME = "images.parquet"
 
 _COLUMNS: dict[str, pa.DataType] = {
-    "key": pa.string(),
     "height": pa.int32(),
     "width": pa.int32(),
     "pixels": pa.int64(),
@@ -24,24 +23,41 @@ _COLUMNS: dict[str, pa.DataType] = {
     "num_present": pa.int32(),
     "boundary_f1": pa.float64(),
 }
-"""Columns of the file: `fcn.evaluate.ImageScores` after the key; null where there is no score."""
+"""Columns of the file after the key: `fcn.evaluate.ImageScores`; null where there is no score."""
 
 
-def write_image_scores(report_url: str, keys: Sequence[str], images: Sequence[ImageScores]) -> str:
+def write_image_scores(
+    report_url: str,
+    keys: Sequence[str],
+    images: Sequence[ImageScores],
+    further: Mapping[str, Sequence[ImageScores]] | None = None,
+) -> str:
     """Write ``images.parquet``, a row per image in the order of the split; returns its URL.
+
+    Args:
+        report_url: Where to.
+        keys: Of the images.
+        images: Their scores.
+        further: Their scores in further heads, by name: columns such as ``mean_iu_NAME``.
 
     Raises:
         StoreError: ``report_url`` cannot be written.
     """
-    rows = [
-        {"key": key, **{name: _known(value) for name, value in asdict(image).items()}}
-        for key, image in zip(keys, images, strict=True)
-    ]
+    table = _table(images).add_column(0, "key", pa.array(list(keys), pa.string()))
+    for head, of_head in (further or {}).items():
+        scores = _table(of_head).drop_columns(["height", "width"])
+        for name, column in zip(scores.column_names, scores.columns, strict=True):
+            table = table.append_column(f"{name}_{head}", column)
     buffer = BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, pa.schema(_COLUMNS)), buffer)
+    pq.write_table(table, buffer)
     url = stores.join(report_url, IMAGES_NAME)
     stores.write_bytes(url, buffer.getvalue())
     return url
+
+
+def _table(images: Sequence[ImageScores]) -> pa.Table:
+    rows = [{name: _known(value) for name, value in asdict(image).items()} for image in images]
+    return pa.Table.from_pylist(rows, pa.schema(_COLUMNS))
 
 
 def hardest(

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -12,8 +13,8 @@ from fcn.images import MAX_PIXELS
 from tasks import stores
 from tasks.artifacts import Progress, publish_markdown, publish_table
 from tasks.audit import NUM_THREADS, audit, counts_by_kind, find_values, require_no_errors
-from tasks.class_files import derive_classes, find_classes
-from tasks.dataset import DatasetInfo, Finding
+from tasks.class_files import derive_classes, find_classes, find_further_classes
+from tasks.dataset import DatasetError, DatasetInfo, Finding
 from tasks.ingest_pages import audit_page, dataset_page
 from tasks.labels import ClassTable
 from tasks.layouts import Layout, Source, find_samples
@@ -74,11 +75,12 @@ def list_source(
     require_free(dataset_url, overwrite=config.overwrite)
     source = find_samples(source_url, layout, val_fraction=config.val_fraction, seed=config.seed)
     table = find_classes(source, classes, config.ignore_values)
-    if table is None:
-        values = find_values(
-            source, max_pixels=config.max_image_pixels, num_threads=config.num_threads
-        )
-        table = derive_classes(values, config.ignore_values)
+    table = table or _derived(source, config)
+    further = find_further_classes(source, config.ignore_values)
+    table = replace(
+        table,
+        further={head: found or _derived(source, config, head) for head, found in further.items()},
+    )
     splits = Counter(pair.split for pair in source.pairs)
     get_run_logger().info(
         "layout %s: %s samples (%s), %d classes from %s; while pairing files: %s",
@@ -89,7 +91,29 @@ def list_source(
         table.origin,
         counts_by_kind(source.findings),
     )
+    for head, found in table.further.items():
+        get_run_logger().info("head %s: %d classes from %s", head, len(found.classes), found.origin)
     return source, table
+
+
+def _derived(source: Source, config: IngestConfig, head: str = "") -> ClassTable:
+    """The classes that the masks of a head show.
+
+    Raises:
+        DatasetError: they do not tell the classes.
+    """
+    try:
+        values = find_values(
+            source, max_pixels=config.max_image_pixels, num_threads=config.num_threads, head=head
+        )
+        return derive_classes(values, config.ignore_values)
+    except DatasetError as error:
+        if not head:
+            raise
+        raise DatasetError(
+            f"head {head}: {error}. The class file of this head is classes-{head}.csv (.json, "
+            ".txt), beside its folder"
+        ) from error
 
 
 @task(task_run_name="audit every sample", cache_policy=NO_CACHE)

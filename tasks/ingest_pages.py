@@ -42,6 +42,13 @@ def dataset_page(info: DatasetInfo) -> str:
     ]
     ignored = map(_percent, (split.ignored_pixels for split in splits), totals)
     rows.append((info.classes.ignore_index, "ignored", *ignored))
+    for head, classes in info.further_classes.items():
+        counts = zip(*(split.further_class_pixels[head] for split in splits), strict=True)
+        names = [*enumerate(classes.names), (classes.ignore_index, "ignored")]
+        rows += [
+            (class_id, f"{head}: {name}", *map(_percent, found, totals))
+            for (class_id, name), found in zip(names, counts, strict=True)
+        ]
     return "\n\n".join(
         [
             f"# Dataset {escape(stores.redact(info.url))}",

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -60,11 +60,15 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class ClassTable:
-    """Classes, and the id of every mask value and colour; ``origin`` says who named them."""
+    """Classes, and the id of every mask value and colour; ``origin`` says who named them.
+
+    ``further`` are the tables of further heads, by name.
+    """
 
     classes: Classes
     ids: Mapping[int, int]
     origin: str
+    further: Mapping[str, "ClassTable"] = field(default_factory=dict)
 
     def to_label(self, mask: NDArray[np.int32]) -> tuple[NDArray[np.uint8], dict[int, int]]:
         """The label map of a mask, and the mask's unknown values with their pixels.

@@ -13,14 +13,18 @@
 An image and its mask have the same path but for the extension; a mask's name may end in
 ``_mask``, ``_label``, ``_gt`` or ``_L`` besides. Files that are no images, and names that
 begin with a dot, are passed over.
+
+Of layout folders, ``masks-NAME/KEY.png`` are the masks of a further head, such as
+``masks-geometric``; an image may have none there.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
+from fcn.classes import check_head_name
 from tasks import split_files, stores
-from tasks.dataset import DatasetError, Finding
+from tasks.dataset import FIRST_HEAD, DatasetError, Finding
 from tasks.pairing import Files, Found, Pair, pair_files, seeded_split
 from tasks.split_files import SPLIT_NAMES, Lists
 
@@ -34,7 +38,8 @@ EXPECTED: Mapping[str, str] = {
 """The folders by which a layout is recognised."""
 
 CLASS_FILES = ("classes.json", "classes.csv", "classes.txt", "classes_voc21.txt")
-"""Files at the top of a source that may name its classes; the first one there counts."""
+"""Files at the top of a source that may name its classes; the first one there counts. Those of
+a further head are classes-NAME.json, .csv or .txt."""
 
 EXTENSIONS = frozenset(
     f".{name}"
@@ -53,6 +58,8 @@ class Source:
 
     No dataclass, since it is handed from task to task: Prefect looks for futures in every
     field of one, which takes it 15 s for 100,000 pairs.
+
+    ``further_class_files`` has an entry for each further head: the URL of its class file, or None.
     """
 
     def __init__(
@@ -63,12 +70,14 @@ class Source:
         pairs: list[Pair],
         findings: list[Finding],
         class_file_url: str | None,
+        further_class_files: Mapping[str, str | None] | None = None,
     ) -> None:
         self.url = url
         self.layout = layout
         self.pairs = pairs
         self.findings = findings
         self.class_file_url = class_file_url
+        self.further_class_files = dict(further_class_files or {})
 
 
 class _Tree:
@@ -91,6 +100,30 @@ class _Tree:
             if path.startswith(f"{folder}/") and extension in EXTENSIONS:
                 found[prefix + path.removeprefix(f"{folder}/")[: -len(extension)]].append(entry)
         return found
+
+    def heads(self) -> list[str]:
+        """The further heads of layout folders, by the names of their folders.
+
+        Raises:
+            DatasetError: a name that none can have.
+        """
+        start = "masks-"
+        heads = [name.strip("/").removeprefix(start) for name in self.top if name.startswith(start)]
+        for head in heads:
+            try:
+                check_head_name(head)
+            except ValueError as error:
+                raise DatasetError(f"{stores.redact(self.url)}/{start}{head}: {error}") from error
+            if head == FIRST_HEAD:
+                raise DatasetError(
+                    f"{stores.redact(self.url)}/{start}{head}: the head that masks/ belong to has "
+                    f"the name {head}; rename the folder"
+                )
+        return heads
+
+    def first(self, names: Iterable[str]) -> str | None:
+        """The URL of the first of these files that is at the top."""
+        return next((self.files[name].url for name in names if name in self.files), None)
 
     def lists(self, folder: str = "", names: Iterable[str] = _SPLITS) -> Lists:
         """The lists ``NAME.txt`` of a folder."""
@@ -128,13 +161,17 @@ def find_samples(
             f"{stores.redact(source_url)} has the folders of layout {name} "
             f"({EXPECTED[name]}) but no image file in them"
         )
-    class_file = next((tree.files[file] for file in CLASS_FILES if file in tree.files), None)
+    further = {head: f"classes-{head}" for head in (tree.heads() if name == "folders" else ())}
     return Source(
         url=source_url,
         layout=name,
         pairs=sorted(pairs, key=lambda pair: (pair.split, pair.key)),
         findings=findings,
-        class_file_url=class_file.url if class_file else None,
+        class_file_url=tree.first(CLASS_FILES),
+        further_class_files={
+            head: tree.first(f"{stem}.{extension}" for extension in ("json", "csv", "txt"))
+            for head, stem in further.items()
+        },
     )
 
 
@@ -193,14 +230,16 @@ def _camvid(tree: _Tree) -> list[Found]:
 
 def _folders(tree: _Tree) -> list[Found]:
     images, masks = tree.images("images"), tree.images("masks")
+    further = {head: tree.images(f"masks-{head}") for head in tree.heads()}
     folders = {_first(key) for key in images}
     if folders and folders <= {f"{name}/" for name in SPLIT_NAMES}:
         folders |= {_first(key) for key in masks} & {f"{name}/" for name in SPLIT_NAMES}
         return [
             Found(
-                images={key: found for key, found in images.items() if key.startswith(folder)},
-                masks={key: found for key, found in masks.items() if key.startswith(folder)},
+                images=_below(folder, images),
+                masks=_below(folder, masks),
                 split=SPLIT_NAMES[folder.rstrip("/")],
+                further={head: _below(folder, found) for head, found in further.items()},
             )
             for folder in sorted(folders)
         ]
@@ -210,7 +249,7 @@ def _folders(tree: _Tree) -> list[Found]:
         lists = split_files.read_json(tree.files["splits.json"].url)
     else:
         lists = tree.lists()
-    return _listed(images, masks, lists, "images")
+    return _listed(images, masks, lists, "images", further)
 
 
 _LAYOUTS: Mapping[str, Callable[[_Tree], list[Found]]] = {
@@ -225,10 +264,21 @@ _FITS: Mapping[str, Callable[[Callable[..., bool]], bool]] = {
 }
 
 
-def _listed(images: Files, masks: Files, lists: Lists, folder: str) -> list[Found]:
+def _below(folder: str, files: Files) -> Files:
+    return {key: found for key, found in files.items() if key.startswith(folder)}
+
+
+def _listed(
+    images: Files,
+    masks: Files,
+    lists: Lists,
+    folder: str,
+    further: Mapping[str, Files] | None = None,
+) -> list[Found]:
     """What each list names; without lists everything."""
+    heads = further or {}
     if not lists:
-        return [Found(images=images, masks=masks)]
+        return [Found(images=images, masks=masks, further=heads)]
     keys = images.keys() | masks.keys()
     return [
         Found(
@@ -236,6 +286,7 @@ def _listed(images: Files, masks: Files, lists: Lists, folder: str) -> list[Foun
             masks=masks,
             split=split,
             keys=dict.fromkeys(split_files.resolve(entries, keys, folder)),
+            further=heads,
         )
         for split, entries in lists.items()
     ]

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from fcn.classes import Classes
 from tasks import stores
@@ -33,7 +33,10 @@ _RUN = re.compile(r"run=(\d{5,})/manifest\.parquet")
 
 
 class ModelCard(BaseModel):
-    """A model file: where it was, what tells that it is still the same, and its classes."""
+    """A model file: where it was, what tells that it is still the same, and its classes.
+
+    ``further_classes`` are those of further heads, by name; a card of one head has no such entry.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,10 +46,18 @@ class ModelCard(BaseModel):
     digest: str
     classes: list[dict[str, Any]]
     ignore_index: int
+    further_classes: dict[str, list[dict[str, Any]]] = Field({}, exclude_if=lambda given: not given)
 
     def label_classes(self) -> Classes:
-        """The classes of the masks."""
+        """The classes of the masks; of several heads, the first one's."""
         return Classes.from_json(self.classes, self.ignore_index)
+
+    def further_label_classes(self) -> dict[str, Classes]:
+        """The classes of the masks of further heads, by name."""
+        return {
+            name: Classes.from_json(rows, self.ignore_index)
+            for name, rows in self.further_classes.items()
+        }
 
 
 class RunCard(BaseModel):
@@ -64,6 +75,12 @@ class RunCard(BaseModel):
     images_per_shard: int
     model: ModelCard
     merged: tuple["RunCard", ...] = ()
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The further heads that have columns in the run's parts: those of merged runs too."""
+        models = [card.model for card in (*self.merged, self)]
+        return tuple(dict.fromkeys(name for model in models for name in model.further_classes))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """The masks of an output as a dataset for PyTorch: any mask at any time, in any process."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ from torch.utils.data import Dataset
 
 from fcn.masks import decode_mask
 from tasks import parts, stores
+from tasks.part_file import column
+from tasks.parts import stored_mask
 from tasks.stores import StoreError
 
 CACHED_GROUPS = 4
@@ -27,12 +29,14 @@ class Mask:
         url: Of the image.
         label: Class ids ``H x W``, uint8, or int32 where there are more than 256 classes.
         confidence: Mean over the pixels of the winning class's probability.
+        further: The masks of further heads, by name; label and confidence are the first head's.
     """
 
     key: str
     url: str
     label: torch.Tensor
     confidence: float
+    further: Mapping[str, "Mask"] = field(default_factory=dict)
 
 
 class Masks(Dataset[Mask]):
@@ -65,14 +69,12 @@ class Masks(Dataset[Mask]):
     def __getitem__(self, index: int) -> Mask:
         run, number, group, place = map(int, self._places[index])
         row = self._rows(run, number, group)[place]
-        stored = row.get("mask_rle") or (row.get("mask") or {}).get("bytes")
-        label = decode_mask(stored or stores.read_bytes(row["mask"]["path"]))
-        return Mask(
-            key=row["key"],
-            url=row["url"],
-            label=torch.from_numpy(label.astype(np.int32) if label.dtype == np.uint16 else label),
-            confidence=row["confidence"],
-        )
+        further = {
+            name.removeprefix("confidence_"): _mask(row, name.removeprefix("confidence_"))
+            for name, confidence in row.items()
+            if name.startswith("confidence_") and confidence is not None  # else of another run
+        }
+        return _mask(row, further=further)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_groups": OrderedDict()}
@@ -82,13 +84,27 @@ class Masks(Dataset[Mask]):
         if at not in self._groups:
             with stores.open_input(parts.part_url(self._output_url, run, number)) as file:
                 parquet = pq.ParquetFile(file)
-                wanted = {"key", "url", "mask", "mask_rle", "confidence"}
-                columns = [name for name in parquet.schema_arrow.names if name in wanted]
+                wanted = ("key", "url", "mask", "confidence")  # and those of further heads
+                columns = [name for name in parquet.schema_arrow.names if name.startswith(wanted)]
                 self._groups[at] = parquet.read_row_group(group, columns=columns).to_pylist()
             while len(self._groups) > CACHED_GROUPS:
                 self._groups.popitem(last=False)
         self._groups.move_to_end(at)
         return self._groups[at]
+
+
+def _mask(
+    row: Mapping[str, Any], head: str = "", further: Mapping[str, Mask] | None = None
+) -> Mask:
+    """The mask of one head, in a row of a part."""
+    label = decode_mask(stored_mask(row, head))
+    return Mask(
+        key=row["key"],
+        url=row["url"],
+        label=torch.from_numpy(label.astype(np.int32) if label.dtype == np.uint16 else label),
+        confidence=row[column("confidence", head)],
+        further=further or {},
+    )
 
 
 def _places(output_url: str) -> Iterator[np.ndarray]:

@@ -157,7 +157,8 @@ def remove_merged(merge: Merge) -> None:
     for other in manifests.runs(output_url):
         if other < run:
             stores.remove(manifests.manifest_url(output_url, other))
-    parts.write_index(output_url, manifest.card.model.label_classes())
+    model = manifest.card.model
+    parts.write_index(output_url, model.label_classes(), model.further_label_classes())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +221,7 @@ class _Source:
             for run in self._sources
             if run in there
         ]
-        self._schema = part_file.schema(*_mask_formats(first))
+        self._schema = part_file.schema(*_mask_formats(first), heads=merge.manifest.card.heads)
 
     def rows(self, places: Sequence[_Place]) -> pa.Table:
         """The rows at these places, in their order.

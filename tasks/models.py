@@ -80,5 +80,6 @@ def _load(model: Entry, config: PredictConfig) -> LoadedModel:
         digest=hashlib.sha256(data).hexdigest(),
         classes=loaded.classes.to_json(),
         ignore_index=loaded.classes.ignore_index,
+        further_classes={name: c.to_json() for name, c in loaded.further_classes.items()},
     )
     return LoadedModel(predictor=predictor, card=card)

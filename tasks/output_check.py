@@ -155,7 +155,8 @@ def _check_index(
     files = {parts.part_name(run, number) for run, numbers in there.items() for number in numbers}
     texts = [f"names {path}, which is not there" for path in sorted(named.keys() - files)]
     texts += [f"does not name {path}" for path in sorted(files - named.keys())]
-    expected = parts.index_of(cards, newest.card.model.label_classes())
+    model = newest.card.model
+    expected = parts.index_of(cards, model.label_classes(), model.further_label_classes())
     for row in expected.pop("parts"):
         if row["path"] in named and named[row["path"]] != row:
             texts.append(f"says of {row['path']} what its card does not say")

@@ -3,7 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from tasks.dataset import Finding
 from tasks.stores import Entry
@@ -16,7 +16,10 @@ Files = Mapping[str, list[Entry]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """An image and its mask, by path inside the source and by URL."""
+    """An image and its mask, by path inside the source and by URL.
+
+    ``further`` are path and URL of the masks of further heads, by name, where it has one.
+    """
 
     key: str
     split: str
@@ -24,34 +27,60 @@ class Pair:
     mask_path: str
     image_url: str
     mask_url: str
+    further: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """Files to pair. ``keys``: those that a list asks for, else all; no split: to be seeded."""
+    """Files to pair. ``keys``: those that a list asks for, else all; no split: to be seeded.
+
+    ``further``: masks of further heads, by name.
+    """
 
     images: Files
     masks: Files
     split: str = ""
     keys: Collection[str] | None = None
+    further: Mapping[str, Files] = field(default_factory=dict)
 
 
 def pair_files(found: Found) -> tuple[list[Pair], list[Finding]]:
-    """The pairs in the order of their keys, and a finding per key without one."""
-    masks: dict[str, list[Entry]] = defaultdict(list)
-    for name, entries in found.masks.items():
-        masks[_mask_key(name, found.images)] += entries
-    keys = sorted(found.images.keys() | masks.keys() if found.keys is None else found.keys)
+    """The pairs in the order of their keys, and a finding per key without one.
+
+    An image needs no mask of a further head; how many have none is a warning.
+    """
+    masks = _by_key(found.masks, found.images)
+    further = {head: _by_key(files, found.images) for head, files in found.further.items()}
+    keys = sorted(
+        found.images.keys() | masks.keys() | set().union(*further.values())
+        if found.keys is None
+        else found.keys
+    )
     if found.split and keys and not any(masks.get(key) for key in keys):
         return [], [_unlabelled(found.split, len(keys))]
     pairs, findings = [], []
     for key in keys:
         image_files, mask_files = found.images.get(key, []), masks.get(key, [])
-        if len(image_files) == len(mask_files) == 1:
-            pairs.append(_make_pair(key, found.split, image_files[0], mask_files[0]))
+        others = {head: files[key] for head, files in further.items() if key in files}
+        if all(len(files) == 1 for files in (image_files, mask_files, *others.values())):
+            of_heads = {head: files[0] for head, files in others.items()}
+            pairs.append(_make_pair(key, found.split, image_files[0], mask_files[0], of_heads))
         else:
+            if mask_files or not image_files:
+                mask_files = [*mask_files, *(entry for files in others.values() for entry in files)]
             findings.append(_unpaired(key, found.split, image_files, mask_files))
+    for head in further:
+        count = sum(head not in pair.further for pair in pairs)
+        findings += [_not_labelled_for(head, found.split, count)] * (count > 0)
     return pairs, findings
+
+
+def _by_key(masks: Files, images: Files) -> dict[str, list[Entry]]:
+    """Masks by the key of their image."""
+    found: dict[str, list[Entry]] = defaultdict(list)
+    for name, entries in masks.items():
+        found[_mask_key(name, images)] += entries
+    return dict(found)
 
 
 def _mask_key(name: str, images: Files) -> str:
@@ -60,7 +89,9 @@ def _mask_key(name: str, images: Files) -> str:
     return next((stem for stem in stems if stem in images), name)
 
 
-def _make_pair(key: str, split: str, image: Entry, mask: Entry) -> Pair:
+def _make_pair(
+    key: str, split: str, image: Entry, mask: Entry, further: Mapping[str, Entry]
+) -> Pair:
     return Pair(
         key=key,
         split=split,
@@ -68,6 +99,7 @@ def _make_pair(key: str, split: str, image: Entry, mask: Entry) -> Pair:
         mask_path=mask.key,
         image_url=image.url,
         mask_url=mask.url,
+        further={head: (entry.key, entry.url) for head, entry in further.items()},
     )
 
 
@@ -90,6 +122,12 @@ def _unpaired(key: str, split: str, images: list[Entry], masks: list[Entry]) -> 
         key=key,
         split=split,
     )
+
+
+def _not_labelled_for(head: str, split: str, count: int) -> Finding:
+    place = f" of split {split}" if split else ""
+    text = f"{count:,} images{place} have no mask of head {head}: not labelled for it"
+    return Finding(kind="unlabelled_head", severity="warning", text=text, count=count, split=split)
 
 
 def _unlabelled(split: str, count: int) -> Finding:

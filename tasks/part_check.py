@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from fcn.classes import Classes
 from fcn.errors import FcnError
-from fcn.masks import decode_mask
+from fcn.masks import MaskFormat, decode_mask
 from tasks import part_file, parts, stores
 from tasks.findings import Finding, Kind, Seen
 from tasks.manifest import Manifest
@@ -52,7 +52,10 @@ class PartCheck:
         self.is_newest = is_newest
         self.place = parts.part_name(manifest.card.run, number)
         cards = (*manifest.card.merged, manifest.card)
-        self.classes = {card.run_digest: card.model.label_classes() for card in cards}
+        self.classes = {
+            card.run_digest: {"": card.model.label_classes()} | card.model.further_label_classes()
+            for card in cards
+        }
 
     def findings(self) -> Iterator[Finding]:
         """What is wrong; of a part whose bytes are not its own, no row is looked at."""
@@ -78,7 +81,8 @@ class PartCheck:
             )
             return
         self.seen.cards.append(card)
-        schemas = [part_file.schema(*f) for f in (("png",), ("rle",), ("png", "rle"))]
+        formats: tuple[tuple[MaskFormat, ...], ...] = (("png",), ("rle",), ("png", "rle"))
+        schemas = [part_file.schema(*found, heads=own.heads) for found in formats]
         if not any(parquet.schema_arrow.equals(schema) for schema in schemas):
             found = ", ".join(f"{column.name}: {column.type}" for column in parquet.schema_arrow)
             yield self._finding("schema", f"found columns {found}")
@@ -86,8 +90,10 @@ class PartCheck:
         yield from self._rows(card, parquet)
 
     def _rows(self, card: Part, parquet: pq.ParquetFile) -> Iterator[Finding]:
+        own = self.manifest.card
         columns = ["key", "url", "size", "etag"]
-        counted = ["status", "error_class", "class_pixels", "run_digest"]
+        pixels = [part_file.column("class_pixels", head) for head in ("", *own.heads)]
+        counted = ["status", "error_class", *pixels, "run_digest"]
         small = parquet.read(columns=[*columns, *counted])
         entries = [_cells(entry) for entry in self.manifest.shard(self.number)]
         if difference := _difference(small.select(columns).to_pylist(), entries):
@@ -117,22 +123,33 @@ class PartCheck:
         if classes is None:
             text = f"run digest {row['run_digest']}, which is that of no run of the manifest"
             return Finding(kind="row", place=place, text=text)
-        if text := _inconsistency(row):
+        if text := _inconsistency(row, list(classes)):
             return Finding(kind="row", place=place, text=text)
         if row["status"] == "failed":
             return None
-        stored = row.get("mask_rle") or (row.get("mask") or {}).get("bytes")
-        path = (row.get("mask") or {}).get("path")
-        url = mask_url(self.manifest.output_url, row["key"])
+        found = (
+            self._mask(place, row, head, of_head, is_newest) for head, of_head in classes.items()
+        )
+        return next(filter(None, found), None)
+
+    def _mask(
+        self, place: str, row: Mapping[str, Any], head: str, classes: Classes, is_newest: bool
+    ) -> Finding | None:
+        """What is wrong with the mask of one head, if anything."""
+        place = f"{place}, {head}" if head else place
+        mask = row.get(part_file.column("mask", head)) or {}
+        stored = row.get(part_file.column("mask_rle", head)) or mask.get("bytes")
+        path = mask.get("path")
+        url = mask_url(self.manifest.output_url, row["key"], head)
         # of an output that was moved, the end of the URL alone is still right
-        has_object = path is not None and path.endswith(mask_url("", row["key"]))
+        has_object = path is not None and path.endswith(mask_url("", row["key"], head))
         kind: Kind = "mask"
         try:
             if stored:
-                _check_mask(stored, row, classes)
+                _check_mask(stored, row, head, classes)
             kind = "mask object"
             if has_object and is_newest:
-                _check_mask(stores.read_bytes(url), row, classes)
+                _check_mask(stores.read_bytes(url), row, head, classes)
         except (FcnError, ValueError, StoreError) as error:
             return Finding(kind=kind, place=place, text=f"{type(error).__name__}: {error}")
         if not stored and not has_object:
@@ -169,24 +186,36 @@ def _difference(found: Sequence[Mapping[str, Any]], expected: Sequence[Mapping[s
     return "; ".join(filter(None, reasons))
 
 
-def _inconsistency(row: Mapping[str, Any]) -> str:
-    """What is wrong with a row, its mask apart; nothing where all is well."""
+def _inconsistency(row: Mapping[str, Any], heads: Sequence[str]) -> str:
+    """What is wrong with a row, its masks apart; nothing where all is well.
+
+    Args:
+        row: Of a part.
+        heads: Those that its model has, the first one as "".
+    """
     if row["status"] not in _STATUSES:
         return f"status is {row['status']!r}; expected one of {', '.join(_STATUSES)}"
     if row["status"] == "failed":
         if not row["error_class"] or not row["error"]:
             return "failed without a reason"
-        given = [name for name in ("mask", "mask_rle", "class_pixels") if row.get(name) is not None]
+        names = _columns(("mask", "mask_rle", "class_pixels"), heads)
+        given = [name for name in names if row.get(name) is not None]
         return f"failed, but with {', '.join(given)}" if given else ""
-    needed = ("height", "width", "class_pixels", "confidence")
+    needed = ["height", "width", *_columns(("class_pixels", "confidence"), heads)]
     if empty := [name for name in needed if row[name] is None]:
         return f"{row['status']}, but without {', '.join(empty)}"
-    if not 0 <= row["confidence"] <= 1:
-        return f"confidence is {row['confidence']}; expected 0 to 1"
+    for name in _columns(("confidence",), heads):
+        if not 0 <= row[name] <= 1:
+            return f"{name} is {row[name]}; expected 0 to 1"
     return ""
 
 
-def _check_mask(data: bytes, row: Mapping[str, Any], classes: Classes) -> None:
+def _columns(names: Sequence[str], heads: Sequence[str]) -> list[str]:
+    """The columns of these names, of each head."""
+    return [part_file.column(name, head) for head in heads for name in names]
+
+
+def _check_mask(data: bytes, row: Mapping[str, Any], head: str, classes: Classes) -> None:
     """Decode a mask and compare it with its row.
 
     Raises:
@@ -202,6 +231,6 @@ def _check_mask(data: bytes, row: Mapping[str, Any], classes: Classes) -> None:
     counts = np.bincount(label.ravel(), minlength=len(classes))
     if len(counts) > len(classes):
         raise ValueError(f"mask holds class {len(counts) - 1}; classes are 0..{len(classes) - 1}")
-    if counts.tolist() != row["class_pixels"]:
-        found = counts.tolist()
-        raise ValueError(f"mask has {found} pixels by class, its row says {row['class_pixels']}")
+    expected = row[part_file.column("class_pixels", head)]
+    if counts.tolist() != expected:
+        raise ValueError(f"mask has {counts.tolist()} pixels by class, its row says {expected}")

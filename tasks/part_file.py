@@ -9,8 +9,8 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -39,6 +39,16 @@ _COMPRESSED = (  # all but the masks, which are compressed already
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadMask:
+    """What one head says of an image: the fields of the same names of a `Row`."""
+
+    mask: bytes | None
+    mask_path: str | None
+    class_pixels: Sequence[int]
+    confidence: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """What became of one image.
 
@@ -50,6 +60,8 @@ class Row:
         mask_path: file name of the mask, or URL of that object.
         class_pixels: pixels of each class, by id.
         confidence: mean over the pixels of the winning class's probability.
+        further: the masks of further heads, by name; mask, class_pixels and confidence are the
+            first head's.
     """
 
     entry: Entry
@@ -62,6 +74,7 @@ class Row:
     mask_path: str | None = None
     class_pixels: Sequence[int] | None = None
     confidence: float | None = None
+    further: Mapping[str, HeadMask] = field(default_factory=dict)
 
 
 class Part(BaseModel):
@@ -80,6 +93,7 @@ class Part(BaseModel):
         class_pixels: pixels of each class over all rows but the inherited ones.
         run_digest: of the run.
         sha256: of the file with `NO_DIGEST` in this place.
+        further_class_pixels: the same of each further head, by name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -95,15 +109,19 @@ class Part(BaseModel):
     class_pixels: tuple[int, ...]
     run_digest: str
     sha256: str = Field(NO_DIGEST, pattern=r"^[0-9a-f]{64}$")
+    further_class_pixels: dict[str, tuple[int, ...]] = Field({}, exclude_if=lambda given: not given)
 
 
 def summarise(rows: Iterable[Row], *, run: int, number: int, run_digest: str) -> Part:
     """The card of a part with these rows."""
     count = Counter[str]()
     pixels: list[Sequence[int]] = []
+    further: dict[str, list[Sequence[int]]] = {}
     for row in rows:
         count.update(["rows", row.status] + ["unread"] * (row.error_class in READ_ERRORS))
         pixels += [row.class_pixels] if row.class_pixels is not None else []
+        for name, head in row.further.items():
+            further.setdefault(name, []).append(head.class_pixels)
     return Part(
         run=run,
         number=number,
@@ -113,16 +131,19 @@ def summarise(rows: Iterable[Row], *, run: int, number: int, run_digest: str) ->
         failed=count["failed"],
         unread=count["unread"],
         inherited=0,
-        class_pixels=tuple(map(sum, zip(*pixels, strict=True))),
+        class_pixels=_added(pixels),
         run_digest=run_digest,
+        further_class_pixels={name: _added(counts) for name, counts in further.items()},
     )
 
 
 def summarise_table(table: pa.Table, *, run: int, number: int, run_digest: str) -> Part:
     """`summarise` for rows as they are read from parts, some of which may be inherited."""
-    rows = table.select(["status", "error_class", "class_pixels", "run_digest"]).to_pylist()
+    pixels = [name for name in table.column_names if name.startswith("class_pixels")]
+    rows = table.select(["status", "error_class", *pixels, "run_digest"]).to_pylist()
     count = Counter(row["status"] for row in rows)
-    own = [row["class_pixels"] for row in rows if row["run_digest"] == run_digest]
+    own = [row for row in rows if row["run_digest"] == run_digest]
+    counts = {name: [row[name] for row in own if row[name] is not None] for name in pixels}
     return Part(
         run=run,
         number=number,
@@ -132,21 +153,46 @@ def summarise_table(table: pa.Table, *, run: int, number: int, run_digest: str) 
         failed=count["failed"],
         unread=sum(row["error_class"] in READ_ERRORS for row in rows),
         inherited=len(rows) - len(own),
-        class_pixels=tuple(map(sum, zip(*filter(None, own), strict=True))),
+        class_pixels=_added(counts.pop("class_pixels")),
         run_digest=run_digest,
+        further_class_pixels={
+            name.removeprefix("class_pixels_"): _added(found)
+            for name, found in counts.items()
+            if found
+        },
     )
 
 
-def schema(*mask_formats: MaskFormat) -> pa.Schema:
+def _added(counts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Pixels of each class over several images."""
+    return tuple(map(sum, zip(*counts, strict=True)))
+
+
+def column(name: str, head: str = "") -> str:
+    """The column of a further head: ``mask`` and ``geo`` as ``mask_geo``; the first has no name."""
+    return f"{name}_{head}" if head else name
+
+
+def schema(*mask_formats: MaskFormat, heads: Sequence[str] = ()) -> pa.Schema:
     """Columns of a part; Hugging Face ``datasets`` shows PNG masks as images.
 
     Args:
         mask_formats: Of the rows' masks; both only where `compact` has merged runs of either.
+        heads: Names of further heads, each of which has columns of its own (`column`).
     """
-    masks: dict[MaskFormat, pa.Field[Any]] = {
-        "png": pa.field("mask", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        "rle": pa.field("mask_rle", pa.binary()),
-    }
+
+    def of_head(head: str) -> "list[pa.Field[Any]]":
+        png = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        masks: dict[MaskFormat, pa.Field[Any]] = {
+            "png": pa.field(column("mask", head), png),
+            "rle": pa.field(column("mask_rle", head), pa.binary()),
+        }
+        return [
+            *(mask for mask_format, mask in masks.items() if mask_format in mask_formats),
+            pa.field(column("class_pixels", head), pa.list_(pa.int64())),
+            pa.field(column("confidence", head), pa.float32()),
+        ]
+
     columns: list[pa.Field[Any]] = [
         pa.field("key", pa.string()),
         pa.field("url", pa.string()),
@@ -157,28 +203,32 @@ def schema(*mask_formats: MaskFormat) -> pa.Schema:
         pa.field("status", pa.string()),
         pa.field("error_class", pa.string()),
         pa.field("error", pa.string()),
-        *(column for mask_format, column in masks.items() if mask_format in mask_formats),
-        pa.field("class_pixels", pa.list_(pa.int64())),
-        pa.field("confidence", pa.float32()),
+        *(field for head in ("", *heads) for field in of_head(head)),
         pa.field("run_digest", pa.string()),
     ]
-    features = {"info": {"features": {column.name: _feature(column) for column in columns}}}
+    features = {"info": {"features": {field.name: _feature(field) for field in columns}}}
     return pa.schema(columns, metadata={b"huggingface": json.dumps(features).encode()})
 
 
-def encode(rows: Sequence[Row], part: Part, mask_format: MaskFormat) -> bytes:
+def encode(
+    rows: Sequence[Row], part: Part, mask_format: MaskFormat, heads: Sequence[str] = ()
+) -> bytes:
     """The Parquet file of a shard's rows: the same bytes for the same rows."""
     cells = [_cells(row, part.run_digest) for row in rows]
-    return encode_table(pa.Table.from_pylist(cells, schema=schema(mask_format)), part)
+    columns = schema(mask_format, heads=heads)
+    return encode_table(pa.Table.from_pylist(cells, schema=columns), part)
 
 
 def encode_table(table: pa.Table, part: Part) -> bytes:
     """The Parquet file of rows that have the columns of `schema`; its digest goes into its card."""
+    found = table.column_names
+    further = [f"{name}.list.element" for name in found if name.startswith("class_pixels_")]
+    further += [name for name in found if name.startswith("confidence_")]
     sink = io.BytesIO()
     with pq.ParquetWriter(
         sink,
         table.schema,
-        compression=dict.fromkeys(_COMPRESSED, "zstd"),
+        compression=dict.fromkeys((*_COMPRESSED, *further), "zstd"),
         use_dictionary=["status", "error_class", "error", "run_digest"],  # type: ignore[arg-type]
         write_statistics=["key", "status", "height", "width", "confidence"],
         write_page_index=True,
@@ -251,8 +301,7 @@ def _chunks(file: Any, end: int | None) -> Iterator[bytes]:
 
 def _cells(row: Row, run_digest: str) -> dict[str, Any]:
     """The row as a mapping; `pyarrow` takes those that the schema names."""
-    masked = row.mask is not None or row.mask_path is not None
-    return {
+    cells: dict[str, Any] = {
         "key": row.entry.key,
         "url": row.entry.url,
         "size": None if row.entry.size == UNKNOWN_SIZE else row.entry.size,
@@ -262,17 +311,24 @@ def _cells(row: Row, run_digest: str) -> dict[str, Any]:
         "status": row.status,
         "error_class": row.error_class,
         "error": row.error,
-        "mask": {"bytes": row.mask, "path": row.mask_path} if masked else None,
-        "mask_rle": row.mask,
-        "class_pixels": row.class_pixels,
-        "confidence": row.confidence,
         "run_digest": run_digest,
     }
+    heads: dict[str, Row | HeadMask] = {"": row, **row.further}
+    for head, found in heads.items():
+        masked = found.mask is not None or found.mask_path is not None
+        mask = {"bytes": found.mask, "path": found.mask_path} if masked else None
+        cells |= {
+            column("mask", head): mask,
+            column("mask_rle", head): found.mask,
+            column("class_pixels", head): found.class_pixels,
+            column("confidence", head): found.confidence,
+        }
+    return cells
 
 
 def _feature(column: "pa.Field[Any]") -> dict[str, Any]:
     """What Hugging Face calls the column's type."""
-    if column.name == "mask":
+    if pa.types.is_struct(column.type):
         return {"_type": "Image"}
     if pa.types.is_list(column.type):
         return {"_type": "List", "feature": {"_type": "Value", "dtype": "int64"}}

@@ -12,7 +12,7 @@ says that a shard is done.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,7 +24,7 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 
 from fcn.classes import Classes
 from tasks import stores
-from tasks.part_file import Part, read_card
+from tasks.part_file import Part, column, read_card
 from tasks.reading import READ_ERRORS
 from tasks.stores import StoreError
 
@@ -78,20 +78,31 @@ def committed(output_url: str) -> list[Part]:
         return list(threads.map(lambda at: known.get(at) or _card(output_url, *at), there))
 
 
-def write_index(output_url: str, classes: Classes) -> list[Part]:
+def write_index(
+    output_url: str, classes: Classes, further_classes: Mapping[str, Classes] | None = None
+) -> list[Part]:
     """Write ``_index.json`` off the parts there are, and return their cards.
+
+    Args:
+        output_url: Where predict wrote.
+        classes: Of the newest run's masks.
+        further_classes: Of the masks of further heads, by name.
 
     Raises:
         StoreError: the output cannot be listed or written.
     """
     parts = committed(output_url)
-    data = json.dumps(index_of(parts, classes), ensure_ascii=False, indent=1).encode()
+    content = index_of(parts, classes, further_classes)
+    data = json.dumps(content, ensure_ascii=False, indent=1).encode()
     stores.write_bytes(stores.join(output_url, INDEX_NAME), data)
     return parts
 
 
-def index_of(parts: Sequence[Part], classes: Classes) -> dict[str, Any]:
+def index_of(
+    parts: Sequence[Part], classes: Classes, further_classes: Mapping[str, Classes] | None = None
+) -> dict[str, Any]:
     """What ``_index.json`` holds when these are the parts there are."""
+    further = {name: further.to_json() for name, further in (further_classes or {}).items()}
     return {
         "format": INDEX_FORMAT,
         "run": parts[-1].run if parts else None,
@@ -104,6 +115,7 @@ def index_of(parts: Sequence[Part], classes: Classes) -> dict[str, Any]:
         "classes": classes.to_json(),
         "palette": [list(colour) for colour in classes.palette],
         "ignore_index": classes.ignore_index,
+        **({"further_classes": further} if further else {}),
         "parts": [
             {"path": part_name(part.run, part.number), **part.model_dump(mode="json")}
             for part in parts
@@ -144,6 +156,21 @@ def read(output_url: str) -> ds.Dataset:
         places += [(run, url) for url in urls]
         newer.update(*keys)
     return _dataset(sorted(places)).filter(current)
+
+
+def stored_mask(row: Mapping[str, Any], head: str = "") -> bytes:
+    """The encoded mask of a row of a part, from the row or from the object that it names.
+
+    Args:
+        row: With its mask columns.
+        head: Name of a further head; empty for the first.
+
+    Raises:
+        StoreError: the object cannot be read.
+    """
+    mask = row.get(column("mask", head)) or {}
+    stored = row.get(column("mask_rle", head)) or mask.get("bytes")
+    return stored or stores.read_bytes(mask["path"])
 
 
 def failures(output_url: str, run: int, limit: int) -> list[dict[str, Any]]:
@@ -213,7 +240,12 @@ def _indexed(output_url: str) -> list[Part]:
         return []
     try:
         rows = json.loads(stores.read_bytes(url))["parts"]
-        return [Part(**{name: row[name] for name in Part.model_fields}) for row in rows]
+        names = [name for name in Part.model_fields if name != "further_class_pixels"]
+        further = [row.get("further_class_pixels", {}) for row in rows]
+        return [
+            Part(**{name: row[name] for name in names}, further_class_pixels=pixels)
+            for row, pixels in zip(rows, further, strict=True)
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise StoreError(
             f"{stores.redact(url)} is no index of ours ({error!r}); remove it to have it "

@@ -187,7 +187,8 @@ def publish_prediction(plan: Plan, segmented: Segmented) -> PredictSummary:
     manifest = plan.manifest
     _require_all_parts(manifest)
     if not parts.is_indexed(manifest.output_url):
-        parts.write_index(manifest.output_url, manifest.card.model.label_classes())
+        model = manifest.card.model
+        parts.write_index(manifest.output_url, model.label_classes(), model.further_label_classes())
     summary = summarise(plan, segmented.reports, segmented.seconds)
     if plan.missing:
         _show(summary, plan)

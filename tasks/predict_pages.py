@@ -120,17 +120,21 @@ def status_rows(summary: PredictSummary) -> list[dict[str, object]]:
 
 
 def class_rows(summary: PredictSummary) -> list[dict[str, object]]:
-    """A row for each class: its share of the pixels, and how that has moved, largest move first."""
-    shares = sorted(summary.class_shares, key=lambda share: -abs(share.drift or 0))
+    """A row for each class: its share of the pixels, and how that has moved, largest move first.
+
+    Classes of further heads follow, as ``head: class``.
+    """
+    heads = {"": summary.class_shares} | summary.further_class_shares
     return [
         {
-            "class": share.name,
+            "class": f"{head}: {share.name}" if head else share.name,
             "pixels": f"{share.pixels:,}",
             "share": f"{100 * share.share:.2f} %",
             "run before": "–" if share.before is None else f"{100 * share.before:.2f} %",
             "drift": "–" if share.drift is None else f"{100 * share.drift:+.2f}",
         }
-        for share in shares
+        for head, shares in heads.items()
+        for share in sorted(shares, key=lambda share: -abs(share.drift or 0))
     ]
 
 
@@ -194,7 +198,6 @@ def _first_rows(manifest: Manifest, part: Part) -> list[dict[str, Any]]:
 
 
 def _example(row: Mapping[str, Any], data: bytes, classes: Classes) -> Example:
-    mask = row.get("mask_rle") or row["mask"]["bytes"] or stores.read_bytes(row["mask"]["path"])
     pixels = decode_image(data, lenient=row["status"] == "partial").pixels
     pixel_counts = row["class_pixels"]
     largest = sorted(range(len(pixel_counts)), key=pixel_counts.__getitem__, reverse=True)[:3]
@@ -204,7 +207,7 @@ def _example(row: Mapping[str, Any], data: bytes, classes: Classes) -> Example:
         if pixel_counts[index]
     )
     return Example(
-        picture=overlay(pixels, decode_mask(mask), classes),
+        picture=overlay(pixels, decode_mask(parts.stored_mask(row)), classes),
         caption=f"{row['key']}: {shares}; confidence {row['confidence']:.2f}",
     )
 

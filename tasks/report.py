@@ -62,21 +62,59 @@ def render(report: Report) -> dict[str, bytes]:
     """The files of a report by name: four plots as PNG, and report.html.
 
     There are no curves.png without metrics, no images.png with fewer than two scored images,
-    and no examples.png without examples.
+    and no examples.png without examples. Those of a further head are ``confusion_NAME.png`` and
+    so on.
     """
-    files = {"confusion.png": plot_confusion(report.result.scores, report.classes)}
-    if images := _plot_images(report, LIGHT):
-        files["images.png"] = images
-    if curves := plot_curves(report.metrics):
-        files["curves.png"] = curves
-    if report.examples:
-        files["examples.png"] = png_bytes(_sheet(report))
+    files = {}
+    for head, of_head in _heads(report).items():
+        files[_plot_name("confusion", head)] = plot_confusion(
+            of_head.result.scores, of_head.classes
+        )
+        if images := _plot_images(of_head, LIGHT):
+            files[_plot_name("images", head)] = images
+        if curves := plot_curves(of_head.metrics):
+            files["curves.png"] = curves
+        if of_head.examples:
+            files[_plot_name("examples", head)] = png_bytes(_sheet(of_head))
     files["report.html"] = _page(report, files).encode("utf-8", "replace")
     return files
 
 
+def _heads(report: Report) -> dict[str, Report]:
+    """The report of every head by name, the first one's as ""."""
+    return {"": report, **report.further}
+
+
+def _plot_name(name: str, head: str) -> str:
+    return f"{name}_{head}.png" if head else f"{name}.png"
+
+
 def markdown(report: Report) -> str:
     """The report for Prefect's pages: figures, classes, plots and small overlays."""
+    parts = [part for of_head in _heads(report).values() for part in _sections(of_head)]
+    size = sum(map(len, parts))
+    for of_head in _heads(report).values():
+        if of_head.examples:
+            parts += [
+                f"## {md.escape(_examples_heading(report, of_head))}",
+                "Image, truth, prediction.",
+            ]
+        for example in ordered(of_head.examples):
+            text = f"{GROUPS[example.group]}: mean IU {percent(example.score)}, {example.caption}"
+            strip = md.image(_strip(example, of_head.classes), example.caption, max_width=600)
+            size += len(strip)
+            if size > MARKDOWN_BYTES:
+                break
+            parts += [md.escape(text), strip]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _examples_heading(report: Report, of_head: Report) -> str:
+    return "Examples" if of_head is report else f"Examples, {of_head.title}"
+
+
+def _sections(report: Report) -> list[str]:
+    """Figures, classes and plots of one head."""
     header = ["", "class", "IU", "accuracy", "boundary F1", "true pixels", "most often taken for"]
     rows = [
         [
@@ -106,17 +144,7 @@ def markdown(report: Report) -> str:
     ]
     if images := _plot_images(report, LIGHT):
         parts += ["## Images", _plot_markdown(images, "mean IU of the images")]
-    if report.examples:
-        parts += ["## Examples", "Image, truth, prediction."]
-    size = sum(map(len, parts))
-    for example in ordered(report.examples):
-        text = f"{GROUPS[example.group]}: mean IU {percent(example.score)}, {example.caption}"
-        strip = md.image(_strip(example, report.classes), example.caption, max_width=600)
-        size += len(strip)
-        if size > MARKDOWN_BYTES:
-            break
-        parts += [md.escape(text), strip]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return parts
 
 
 def _page(report: Report, files: Mapping[str, bytes]) -> str:
@@ -125,20 +153,29 @@ def _page(report: Report, files: Mapping[str, bytes]) -> str:
         autoescape=True,
         undefined=StrictUndefined,
     )
-    curves, images = plot_curves(report.metrics, DARK), _plot_images(report, DARK)
-    confusion = plot_confusion(report.result.scores, report.classes, DARK)
     return environment.get_template("report.html.j2").render(
         report=report,
-        headline=headline(report),
-        class_rows=list(class_rows(report)),
-        curves=(files["curves.png"], curves) if curves else None,
-        confusion=(files["confusion.png"], confusion),
-        images=(files["images.png"], images) if images else None,
-        interval_note=interval_note(report),
+        parts=[_part(of_head, files, head) for head, of_head in _heads(report).items()],
         boundary_note=BOUNDARY_NOTE,
-        examples=_shown(report),
         plot=_plot_html,
     )
+
+
+def _part(report: Report, files: Mapping[str, bytes], head: str) -> dict[str, Any]:
+    """What the page shows of one head."""
+    curves, images = plot_curves(report.metrics, DARK), _plot_images(report, DARK)
+    confusion = plot_confusion(report.result.scores, report.classes, DARK)
+    return {
+        "title": report.title,
+        "headline": headline(report),
+        "class_rows": list(class_rows(report)),
+        "curves": (files["curves.png"], curves) if curves else None,
+        "confusion": (files[_plot_name("confusion", head)], confusion),
+        "images": (files[_plot_name("images", head)], images) if images else None,
+        "interval_note": interval_note(report),
+        "hardest": report.hardest,
+        "examples": _shown(report),
+    }
 
 
 def _plot_images(report: Report, theme: Theme) -> bytes | None:

@@ -57,6 +57,7 @@ class Report:
         hardest: Rows of a table of the hardest images: column and text.
         examples: Shown in the order best, typical, worst.
         facts: Settings, digests and the like: name and value, by group.
+        further: Of further heads, by name; their sections follow on the same page.
     """
 
     title: str
@@ -67,6 +68,7 @@ class Report:
     hardest: Sequence[Mapping[str, str]] = ()
     examples: Sequence[Example] = ()
     facts: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    further: Mapping[str, "Report"] = field(default_factory=dict)
 
 
 def choose_examples(scores: Sequence[float], count: int = 3) -> dict[Group, list[int]]:

@@ -4,7 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from fcn.errors import CheckpointError
@@ -74,6 +74,7 @@ class PredictSummary:
         class_shares: how much each class covers, now and in the run before.
         weak_spots: the least confident images of the run.
         slow_images: those of this attempt that took longest.
+        further_class_shares: how much each class of a further head covers, by its name.
     """
 
     output_url: str
@@ -89,6 +90,7 @@ class PredictSummary:
     class_shares: tuple[ClassShare, ...]
     weak_spots: tuple[WeakSpot, ...]
     slow_images: tuple[SlowImage, ...]
+    further_class_shares: dict[str, tuple[ClassShare, ...]] = field(default_factory=dict)
 
 
 def write_part(
@@ -149,11 +151,12 @@ def write_part_with(
         save_mask=save,
         advance=advance,
         last_attempt=last_attempt,
+        further_classes=manifest.card.model.further_label_classes(),
     )
     run, digest = manifest.card.run, manifest.card.run_digest
     part = part_file.summarise(rows, run=run, number=number, run_digest=digest)
     with seconds.measure("encode"):
-        data = part_file.encode(rows, part, config.mask_format)
+        data = part_file.encode(rows, part, config.mask_format, manifest.card.heads)
     with seconds.measure("write"):
         was_first = stores.create_bytes(parts.part_url(manifest.output_url, run, number), data)
     return ShardReport(
@@ -188,6 +191,7 @@ def summarise(plan: Plan, reports: Sequence[ShardReport], seconds: float) -> Pre
     stages = Counter[Stage]()
     for report in reports:
         stages.update(report.stages)
+    before, model = _run_before(manifest, cards), manifest.card.model
     return PredictSummary(
         output_url=stores.redact(manifest.output_url),
         run=manifest.card.run,
@@ -199,11 +203,13 @@ def summarise(plan: Plan, reports: Sequence[ShardReport], seconds: float) -> Pre
         segmented=sum(report.part.rows for report in reports),
         seconds=seconds if reports else 0.0,
         stages=dict(stages),
-        class_shares=tuple(
-            class_shares(of_run, _run_before(manifest, cards), manifest.card.model.label_classes())
-        ),
+        class_shares=tuple(class_shares(of_run, before, model.label_classes())),
         weak_spots=tuple(weakest(spots)),
         slow_images=tuple(slowest(image for report in reports for image in report.slow_images)),
+        further_class_shares={
+            name: tuple(class_shares(of_run, before, classes, name))
+            for name, classes in model.further_label_classes().items()
+        },
     )
 
 
@@ -211,26 +217,28 @@ def _run_before(manifest: Manifest, cards: Sequence[Part]) -> list[Part]:
     """The cards of the newest older run that has the same classes."""
     for run in sorted({part.run for part in cards if part.run < manifest.card.run}, reverse=True):
         of_run = [part for part in cards if part.run == run]
-        model = manifests.read(manifest.output_url, run).card.model
-        if model.classes == manifest.card.model.classes and any(p.class_pixels for p in of_run):
+        model, own = manifests.read(manifest.output_url, run).card.model, manifest.card.model
+        same = (model.classes, model.further_classes) == (own.classes, own.further_classes)
+        if same and any(p.class_pixels for p in of_run):
             return of_run
     return []
 
 
 def mask_saver(output_url: str) -> SaveMask:
-    """A function that puts a PNG mask at ``masks/KEY.png`` and returns its URL."""
+    """A function that puts a PNG mask where `mask_url` says and returns its URL."""
 
-    def save(key: str, png: bytes) -> str:
-        url = mask_url(output_url, key)
+    def save(key: str, png: bytes, head: str = "") -> str:
+        url = mask_url(output_url, key, head)
         stores.write_bytes(url, png)
         return url
 
     return save
 
 
-def mask_url(output_url: str, key: str) -> str:
-    """Where the png sink puts the mask of a key."""
-    return f"{stores.join(output_url, 'masks')}/{_below(key)}.png"
+def mask_url(output_url: str, key: str, head: str = "") -> str:
+    """Where the png sink puts the mask of a key: ``masks/KEY.png``, ``masks-HEAD/KEY.png``."""
+    folder = f"masks-{head}" if head else "masks"
+    return f"{stores.join(output_url, folder)}/{_below(key)}.png"
 
 
 def _below(key: str) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,26 +15,48 @@ from tasks.dataset import BATCH_ROWS
 
 _MAX_GROUP_BYTES = 64 * 1024 * 1024
 
-_FEATURES = {
-    "key": {"dtype": "string", "_type": "Value"},
-    "image": {"_type": "Image"},
-    "label": {"_type": "Image"},
-    "height": {"dtype": "int32", "_type": "Value"},
-    "width": {"dtype": "int32", "_type": "Value"},
-}
+_IMAGE = {"_type": "Image"}
 _FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("image", _FILE),
-        ("label", _FILE),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-    ],
-    # What makes Hugging Face `datasets` show the two structs as images.
-    metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
-)
-"""Columns of a dataset's Parquet files."""
+
+
+def schema(heads: Sequence[str] = ()) -> pa.Schema:
+    """Columns of a dataset's Parquet files.
+
+    Args:
+        heads: Names of further heads, each of which has a column of labels.
+    """
+    further = [f"label_{head}" for head in heads]
+    features = {
+        "key": {"dtype": "string", "_type": "Value"},
+        "image": _IMAGE,
+        "label": _IMAGE,
+        "height": {"dtype": "int32", "_type": "Value"},
+        "width": {"dtype": "int32", "_type": "Value"},
+        **dict.fromkeys(further, _IMAGE),
+    }
+    return pa.schema(
+        [
+            ("key", pa.string()),
+            ("image", _FILE),
+            ("label", _FILE),
+            ("height", pa.int32()),
+            ("width", pa.int32()),
+            *((name, _FILE) for name in further),
+        ],
+        # What makes Hugging Face `datasets` show the structs as images.
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FurtherLabel:
+    """The label of a further head: a palette PNG, None where the image is not labelled for it.
+
+    ``pixels`` are those per class, then ignored ones; all are ignored without a label.
+    """
+
+    label: bytes | None
+    pixels: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +65,8 @@ class Row:
 
     ``image`` are the bytes of an image file named ``image_path`` in its source, ``label``
     a palette PNG; ``height`` and ``width`` those of the oriented image; ``pixels`` int64
-    of length C + 1: pixels per class, then ignored pixels.
+    of length C + 1: pixels per class, then ignored pixels. ``further`` are the labels of
+    further heads, by name.
     """
 
     key: str
@@ -52,18 +76,21 @@ class Row:
     height: int
     width: int
     pixels: np.ndarray
+    further: Mapping[str, FurtherLabel] = field(default_factory=dict)
 
 
 @dataclass
 class SplitWriter:
-    """Rows of one split on their way to numbered Parquet files."""
+    """Rows of one split on their way to numbered Parquet files; ``heads`` are further ones."""
 
     folder: Path
     name: str
     max_file_bytes: int
+    heads: Sequence[str] = ()
     rows: int = 0
     paths: list[Path] = field(default_factory=list)
     pixels: np.ndarray | int = 0
+    further_pixels: dict[str, np.ndarray] = field(default_factory=dict)
     digest: "hashlib._Hash" = field(default_factory=hashlib.sha256)
     _writer: pq.ParquetWriter | None = None
     _file_bytes: int = 0
@@ -74,9 +101,13 @@ class SplitWriter:
         """Write one row; files and row groups end where they are large enough."""
         self.rows += 1
         self.pixels = self.pixels + row.pixels
-        for content in (row.key.encode(), row.image, row.label):
+        further = {head: row.further[head] for head in self.heads}
+        for head, found in further.items():
+            self.further_pixels[head] = self.further_pixels.get(head, 0) + found.pixels
+        labels = [row.label, *(found.label or b"" for found in further.values())]
+        for content in (row.key.encode(), row.image, *labels):
             self.digest.update(len(content).to_bytes(8, "big") + content)
-        self._group_bytes += len(row.image) + len(row.label)
+        self._group_bytes += len(row.image) + sum(map(len, labels))
         self._group.append(
             {
                 "key": row.key,
@@ -84,6 +115,11 @@ class SplitWriter:
                 "label": {"bytes": row.label, "path": f"{row.key}.png"},
                 "height": row.height,
                 "width": row.width,
+                **{
+                    f"label_{head}": found.label
+                    and {"bytes": found.label, "path": f"{row.key}.png"}
+                    for head, found in further.items()
+                },
             }
         )
         full = self._file_bytes + self._group_bytes >= self.max_file_bytes
@@ -106,11 +142,11 @@ class SplitWriter:
             # Images are compressed already; a page index lets a reader fetch one row.
             self._writer = pq.ParquetWriter(
                 self.paths[-1],
-                SCHEMA,
+                schema(self.heads),
                 compression="none",
                 use_dictionary=False,
                 write_page_index=True,
             )
-        self._writer.write_table(pa.Table.from_pylist(self._group, SCHEMA))
+        self._writer.write_table(pa.Table.from_pylist(self._group, schema(self.heads)))
         self._file_bytes += self._group_bytes
         self._group, self._group_bytes = [], 0

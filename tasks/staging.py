@@ -46,10 +46,22 @@ class Staging:
             staging.publish(dataset_url, source="…")
 
     The folder lies where ``TMPDIR`` says and needs as much room as the dataset.
+
+    Args:
+        classes: Of the labels; of several heads, of the first one's.
+        max_file_bytes: Size at which a Parquet file ends.
+        further_classes: Of the labels of further heads, by name.
     """
 
-    def __init__(self, classes: Classes, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
+    def __init__(
+        self,
+        classes: Classes,
+        *,
+        max_file_bytes: int = MAX_FILE_BYTES,
+        further_classes: Mapping[str, Classes] | None = None,
+    ) -> None:
         self.classes = classes
+        self.further_classes = further_classes or {}
         self._folder = TemporaryDirectory(prefix="fcn-flows-ingest-")
         self._max_file_bytes = max_file_bytes
         self._splits: dict[str, SplitWriter] = {}
@@ -66,7 +78,8 @@ class Staging:
         """Write one row."""
         if split not in self._splits:
             folder = Path(self._folder.name)
-            self._splits[split] = SplitWriter(folder, split, self._max_file_bytes)
+            heads = tuple(self.further_classes)
+            self._splits[split] = SplitWriter(folder, split, self._max_file_bytes, heads)
         self._splits[split].add(row)
 
     @property
@@ -111,6 +124,7 @@ class Staging:
             audit=list(audit),
             digest=self._digest(),
             settings=dict(settings or {}),
+            further_classes=self.further_classes,
         )
         there = _published(dataset_url, overwrite)
         if there is not None and there.digest == info.digest:
@@ -127,6 +141,8 @@ class Staging:
     def _digest(self) -> str:
         digest = hashlib.sha256(json.dumps(self.classes.to_json()).encode())
         digest.update(str(self.classes.ignore_index).encode())
+        for head, classes in self.further_classes.items():
+            digest.update(f"{head} {json.dumps(classes.to_json())}".encode())
         for name, split in sorted(self._splits.items()):
             digest.update(f"{name} {split.digest.hexdigest()}".encode())
         return digest.hexdigest()
@@ -206,6 +222,9 @@ def _split(staged: SplitWriter, audit: Sequence[Finding]) -> Split:
         class_pixels=tuple(class_pixels),
         ignored_pixels=ignored,
         left_out=len(bad),
+        further_class_pixels={
+            head: tuple(map(int, pixels)) for head, pixels in staged.further_pixels.items()
+        },
     )
 
 

@@ -80,8 +80,8 @@ class TrainSummary:
 
     Attributes:
         model_url: The model after the last step.
-        best_url: The model of the evaluation with the highest mean IU on val; None without a
-            val split. Its figures there flatter it: val chose it.
+        best_url: The model of the evaluation with the highest mean IU on val, of several heads
+            that of the first; None without a val split. Its figures there flatter it: val chose it.
         report_url: The report, an HTML page.
         split: The split that the figures of the last model are of.
         mean_iu: Over the classes that occur.

@@ -5,7 +5,7 @@ Plain functions, for a task of this process and for the ranks of `tasks.torchrun
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from logging import Logger, LoggerAdapter
 from typing import Any
 
@@ -22,7 +22,7 @@ from fcn.recipes import TrainConfig
 from fcn.train import Step, Trainer, transplant_of
 from fcn.weights import transplant
 from tasks import stores
-from tasks.dataset import DatasetInfo, Samples, open_split
+from tasks.dataset import FIRST_HEAD, DatasetInfo, Samples, open_split
 from tasks.runs import Row, Run
 
 NUM_ROWS = 200
@@ -49,12 +49,15 @@ def make_trainer(
     """A trainer on the split "train", with its first weights, or those of a state."""
     samples = open_split(info, "train")
     torch.manual_seed(config.seed)
+    sizes = {FIRST_HEAD: len(info.classes)}
+    sizes |= {name: len(classes) for name, classes in info.further_classes.items()}
     net = FCN(
         config.backbone,
-        len(info.classes),
+        sum(sizes.values()),
         config.stride,
         learnable_upsampling=config.learnable_upsampling,
         at_once=config.at_once,
+        heads=sizes if info.further_classes else None,
     )
     if state is None:
         first = transplant(
@@ -63,14 +66,15 @@ def make_trainer(
             info.classes,
             stores.read_bytes,
             init_classes=config.init_classes,
+            further_classes=info.further_classes,
         )
     else:
         first = transplant_of(state)
     return Trainer(
-        Model(net, info.classes, first.input),
+        Model(net, info.classes, first.input, further_classes=info.further_classes),
         samples,
         config,
-        class_pixels=info.splits["train"].class_pixels,
+        class_pixels=info.splits["train"].all_class_pixels,
         transplant=first,
         state=state,
         world=world,
@@ -149,12 +153,15 @@ class Recorder:
 
     def _evaluate(self, step: Step) -> None:
         start = time.monotonic()
-        scores = None if self.val is None else self._scores(self.val)
+        by_head = None if self.val is None else self._scores(self.val)
         if self.trainer.world.rank:
             return
         row = None
-        if scores is not None and self.val is not None:
-            row = evaluation_row(step, scores)
+        if by_head is not None and self.val is not None:
+            scores, *further = by_head
+            row = evaluation_row(
+                step, scores, dict(zip(self.info.further_classes, further, strict=True))
+            )
             self.rows.append(row)
             self.logger.info(
                 "epoch %d: mean IU %.2f %%, pixel accuracy %.2f %% on %d val images in %.0f s",
@@ -164,17 +171,27 @@ class Recorder:
                 len(self.val),
                 time.monotonic() - start,
             )
+            for head, found in zip(self.info.further_classes, further, strict=True):
+                self.logger.info(
+                    "epoch %d, head %s: mean IU %.2f %%, pixel accuracy %.2f %%",
+                    step.epoch,
+                    head,
+                    100 * found.mean_iu,
+                    100 * found.pixel_accuracy,
+                )
         self._save(row)
 
-    def _scores(self, samples: Samples) -> Scores:
-        """Of all samples, each scored by one of the ranks."""
+    def _scores(self, samples: Samples) -> list[Scores]:
+        """Of all samples, each scored by one of the ranks; of every head, the first one's first."""
         config, world = self.config, self.trainer.world
         predictor = Predictor(self.trainer.model, device=config.device, precision=config.precision)
         share = (samples[index] for index in world.share(range(len(samples))))
-        confusion = torch.zeros(len(predictor.classes), len(predictor.classes), dtype=torch.int64)
+        sizes = [len(classes) for classes in self.trainer.model.all_classes]
+        totals = [torch.zeros(size, size, dtype=torch.int64) for size in sizes]
         for sample in score_samples(predictor, share):
-            confusion += torch.from_numpy(sample.confusion)
-        return Scores(world.gather(confusion).sum(dim=0).numpy())
+            for total, scored in zip(totals, [sample, *sample.further.values()], strict=True):
+                total.add_(torch.from_numpy(scored.confusion))
+        return [Scores(world.gather(total).sum(dim=0).numpy()) for total in totals]
 
     def _save(self, evaluation: Row | None = None) -> None:
         """Metrics and the best model first: whoever resumes from the state before does them anew.
@@ -224,11 +241,20 @@ def summary(steps: list[Step]) -> Row:
     }
 
 
-def evaluation_row(step: Step, scores: Scores) -> Row:
-    """The line of metrics.jsonl for an evaluation; what has no pixels to it has null."""
+def evaluation_row(step: Step, scores: Scores, further: Mapping[str, Scores] | None = None) -> Row:
+    """The line of metrics.jsonl for an evaluation; what has no pixels to it has null.
+
+    The figures of further heads stand under ``further``, by name. Which model is the best is
+    told by the first head alone.
+    """
+    row: Row = {"step": step.step, "epoch": step.epoch, **_figures(scores)}
+    if further:
+        row["further"] = {head: _figures(found) for head, found in further.items()}
+    return row
+
+
+def _figures(scores: Scores) -> Row:
     return {
-        "step": step.step,
-        "epoch": step.epoch,
         "pixel_accuracy": _or_none(scores.pixel_accuracy),
         "mean_accuracy": _or_none(scores.mean_accuracy),
         "mean_iu": _or_none(scores.mean_iu),

@@ -83,7 +83,7 @@ def weak_spots_of(output_url: str, part: Part) -> list[WeakSpot]:
 
 
 def class_shares(
-    cards: Sequence[Part], before: Sequence[Part], classes: Classes
+    cards: Sequence[Part], before: Sequence[Part], classes: Classes, head: str = ""
 ) -> list[ClassShare]:
     """The share of each class in a run and in the one before, by id.
 
@@ -91,8 +91,9 @@ def class_shares(
         cards: Of the run's parts.
         before: Of the parts of a run with the same classes; none where there is no such run.
         classes: Their names.
+        head: Name of a further head, if it is not the first.
     """
-    now, then = (_pixels(found, len(classes)) for found in (cards, before))
+    now, then = (_pixels(found, len(classes), head) for found in (cards, before))
     return [
         ClassShare(
             name=name,
@@ -104,7 +105,7 @@ def class_shares(
     ]
 
 
-def _pixels(cards: Sequence[Part], num_classes: int) -> list[int]:
+def _pixels(cards: Sequence[Part], num_classes: int, head: str) -> list[int]:
     """Pixels of each class over parts; a part whose images all failed has none."""
-    counted = [part.class_pixels for part in cards if part.class_pixels]
-    return [sum(pixels) for pixels in zip(*counted, strict=True)] or [0] * num_classes
+    counted = [p.further_class_pixels.get(head, ()) if head else p.class_pixels for p in cards]
+    return [sum(pixels) for pixels in zip(*filter(None, counted), strict=True)] or [0] * num_classes

@@ -20,3 +20,13 @@ def varied_model(
         assert net.score_fr.bias is not None
         net.score_fr.bias -= scores.mean(dim=(0, 2, 3))
     return fcn.Model(net, fcn.Classes.named(map(str, range(num_classes))), spec)
+
+
+def two_headed_model(backbone: str = "squeezenet1_1", stride: int = 8) -> fcn.Model:
+    """A `varied_model` whose five channels are three classes of one task and two of another."""
+    one = varied_model(backbone, 5, stride)
+    net = fcn.FCN(backbone, 5, stride, heads={"sem": 3, "geo": 2}).eval()
+    net.load_state_dict(one.net.state_dict())
+    geo = fcn.Classes.named(["0", "flat"])
+    classes = fcn.Classes.named(["0", "1", "2"])
+    return fcn.Model(net, classes, one.input, further_classes={"geo": geo})

@@ -20,7 +20,7 @@ from fcn.errors import FcnError
 from fcn.parallel import World, share_statistics
 from fcn.recipes import TrainConfig
 from tests.fcn.scenes import Pair, squares
-from tests.fcn.test_train import relabelled, trainer
+from tests.fcn.test_train import relabelled, trainer, two_headed
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Case:
 
     Attributes:
         config: Of the training, as JSON.
-        samples: A name of `SAMPLES`; or "normalise", for a batch normalisation alone.
+        samples: A name of `SAMPLES`; or "two heads", labelled twice; or "normalise", for a batch
+            normalisation alone.
         size: How many ranks.
         folder: For the states.
         state: File of the state to go on from.
@@ -70,7 +71,10 @@ def run(case: Case, world: World) -> dict[str, Any]:
     state = Path(case.state).read_bytes() if case.state else None
     config = TrainConfig.model_validate_json(case.config)
     try:
-        training = trainer(config, SAMPLES[case.samples], state, world=world)
+        if case.samples == "two heads":
+            training = two_headed(config, state, uneven(), world=world)
+        else:
+            training = trainer(config, SAMPLES[case.samples], state, world=world)
         for layer in training.net.modules():
             if isinstance(layer, nn.Dropout) and not case.dropout:
                 layer.p = 0

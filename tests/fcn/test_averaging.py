@@ -12,7 +12,7 @@ from fcn.averaging import AveragedPredictor
 from fcn.errors import DeviceError
 from fcn.input import InputSpec
 from fcn.predict import Predictor
-from tests.fcn.models import varied_model
+from tests.fcn.models import two_headed_model, varied_model
 
 PLAIN = InputSpec(channel_order="RGB", mean=(0, 0, 0), std=(1, 1, 1))
 
@@ -139,11 +139,33 @@ def test_scales_must_be_above_0(scales: tuple[float, ...]) -> None:
         AveragedPredictor(brightness(), scales=scales)
 
 
-@pytest.mark.parametrize("options", [{"in_channels": 4}, {"heads": {"a": 1, "b": 1}}])
-def test_models_of_other_images_or_of_several_tasks_are_refused(options: dict[str, Any]) -> None:
-    net = fcn.FCN("squeezenet1_1", 2, **options)
-    with pytest.raises(ValueError, match="one task, but the model sees"):
+def test_models_of_other_images_are_refused() -> None:
+    net = fcn.FCN("squeezenet1_1", 2, in_channels=4)
+    with pytest.raises(ValueError, match="the model sees 4 channels"):
         AveragedPredictor(fcn.Model(net, fcn.Classes.named("ab"), PLAIN))
+
+
+def test_one_look_is_the_predictors_in_every_head(rng: np.random.Generator) -> None:
+    trained = two_headed_model()
+    image = rng.integers(0, 256, (50, 61, 3), np.uint8)
+    (once,) = AveragedPredictor(trained).predict([image])
+    (plain,) = Predictor(trained).predict([image])
+    for one, other in ((once, plain), (once.further["geo"], plain.further["geo"])):
+        assert np.array_equal(one.label, other.label)
+        assert one.confidence == pytest.approx(other.confidence, abs=1e-5)
+
+
+def test_probabilities_are_averaged_within_each_head(rng: np.random.Generator) -> None:
+    trained = two_headed_model()
+    image = rng.integers(0, 256, (40, 48, 3), np.uint8)
+    (found,) = AveragedPredictor(trained, flip=True).predict([image])
+    with torch.no_grad():
+        pixels = trained.input.normalise(torch.from_numpy(image).permute(2, 0, 1)[None])
+        both = trained.net(pixels), trained.net(pixels.flip(3)).flip(3)
+        geo = [trained.net.split(scores)["geo"][0].softmax(dim=0) for scores in both]
+    best = ((geo[0] + geo[1]) / 2).max(dim=0)
+    assert np.array_equal(found.further["geo"].label, best.indices.numpy())
+    assert found.further["geo"].confidence == pytest.approx(float(best.values.mean()), abs=1e-5)
 
 
 def test_what_is_no_image_or_device_is_refused() -> None:

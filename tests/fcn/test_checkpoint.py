@@ -12,6 +12,7 @@ import fcn
 from fcn.checkpoint import read_safetensors, to_bytes
 from fcn.errors import CheckpointError
 from fcn.input import CAFFE
+from tests.fcn.models import two_headed_model
 from tests.fcn.scenes import CLASSES
 
 
@@ -50,11 +51,48 @@ def test_a_loaded_model_can_be_trained_further() -> None:
 
 
 def test_a_model_file_keeps_what_its_network_was_built_with() -> None:
-    options = {"in_channels": 4, "at_once": True, "heads": {"a": 1, "b": 1}}
-    net = fcn.FCN("squeezenet1_1", 2, 16, learnable_upsampling=True, **options)
-    loaded = fcn.load(to_bytes(fcn.Model(net, CLASSES, CAFFE))).net
+    options = {"in_channels": 4, "at_once": True, "heads": {"a": 2, "b": 1}}
+    net = fcn.FCN("squeezenet1_1", 3, 16, learnable_upsampling=True, **options)
+    further = {"b": fcn.Classes.named(["all"])}
+    loaded = fcn.load(to_bytes(fcn.Model(net, CLASSES, CAFFE, further_classes=further))).net
     assert {name: getattr(loaded, name) for name in options} == options
     assert loaded.learnable_upsampling
+
+
+def test_a_model_file_names_the_classes_of_every_head() -> None:
+    saved = two_headed_model()
+    loaded = fcn.load(to_bytes(saved))
+    assert (loaded.classes, loaded.further_classes) == (saved.classes, saved.further_classes)
+
+
+def test_the_card_of_one_head_says_nothing_of_others() -> None:
+    _, metadata = read_safetensors(to_bytes(model()))
+    assert "further_classes" not in metadata["fcn"]
+
+
+@pytest.mark.parametrize(
+    ("heads", "further", "message"),
+    [
+        ({"a": 2, "b": 1}, {}, "classes are given for .'a': 2., the network's heads"),
+        ({"a": 2, "b": 1}, {"b": ["x", "y"]}, "classes are given for .'a': 2, 'b': 2."),
+        ({"a": 2, "b": 1}, {"c": ["x"]}, "classes are given for .'a': 2, 'c': 1."),
+        (None, {"b": ["x"]}, "the network's heads None"),
+        ({"a": 2, "rle_b": 1}, {"rle_b": ["x"]}, "'rle_b' is no name of a head"),
+        ({"a": 2, "b/c": 1}, {"b/c": ["x"]}, "'b/c' is no name of a head"),
+    ],
+)
+def test_classes_must_be_those_of_the_heads(heads, further, message) -> None:
+    net = fcn.FCN("squeezenet1_1", 2 if heads is None else 3, 16, heads=heads)
+    classes = {name: fcn.Classes.named(names) for name, names in further.items()}
+    with pytest.raises(ValueError, match=message):
+        fcn.Model(net, CLASSES, CAFFE, further_classes=classes)
+
+
+def test_heads_share_their_ignore_index() -> None:
+    net = fcn.FCN("squeezenet1_1", 3, 16, heads={"a": 2, "b": 1})
+    further = {"b": fcn.Classes.named(["x"], ignore_index=254)}
+    with pytest.raises(ValueError, match="the same ignore_index"):
+        fcn.Model(net, CLASSES, CAFFE, further_classes=further)
 
 
 def test_a_regnet_is_built_and_loaded_without_memory_for_its_weights() -> None:

@@ -10,6 +10,7 @@ from PIL import Image
 import fcn
 from fcn.__main__ import main
 from fcn.input import TORCHVISION
+from tests.fcn.models import two_headed_model
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +75,33 @@ def test_a_model_that_cannot_be_loaded_is_a_bad_argument(model, photo, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_of_several_tasks_is_a_bad_argument(photo, tmp_path, capsys):
-    net = fcn.FCN("squeezenet1_1", 2, 16, heads={"a": 1, "b": 1})
+def test_a_model_of_other_images_is_a_bad_argument(photo, tmp_path, capsys):
+    net = fcn.FCN("squeezenet1_1", 2, 16, in_channels=4)
     path = tmp_path / "model.safetensors"
     fcn.save(fcn.Model(net, fcn.Classes.named("ab"), TORCHVISION), path)
     with pytest.raises(SystemExit) as stop:
         predict(photo, model=path, out=tmp_path / "out")
     assert stop.value.code == 2
-    assert "has the heads {'a': 1, 'b': 1}" in capsys.readouterr().err
+    assert "the model sees 4 channels" in capsys.readouterr().err
+
+
+def test_every_head_has_a_mask_and_an_overlay(photo, tmp_path):
+    path, out = tmp_path / "model.safetensors", tmp_path / "out"
+    fcn.save(two_headed_model(), path)
+    assert predict(photo, model=path, out=out) == 0
+    (found,) = fcn.Predictor(fcn.load(path)).predict([pixels(photo)])
+    np.testing.assert_array_equal(pixels(out / "photo.png"), found.label)
+    np.testing.assert_array_equal(pixels(out / "photo-geo.png"), found.further["geo"].label)
+    assert pixels(out / "photo-geo-overlay.jpg").shape == (40, 60, 3)
+
+
+def test_masks_of_two_heads_never_overwrite_each_other(photo, tmp_path, capsys):
+    path = tmp_path / "model.safetensors"
+    fcn.save(two_headed_model(), path)
+    with pytest.raises(SystemExit) as stop:
+        predict(photo, tmp_path / "photo-geo.jpg", model=path, out=tmp_path / "out")
+    assert stop.value.code == 2
+    assert "two masks would be written as" in capsys.readouterr().err
 
 
 def test_two_images_of_one_name_are_refused(photo, model_path, tmp_path, capsys):

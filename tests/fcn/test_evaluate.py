@@ -1,6 +1,7 @@
 """Scores of a split, from label maps that are known."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -109,3 +110,16 @@ def test_what_is_wrong_with_a_sample_names_it() -> None:
     ):
         with pytest.raises(error, match=f"sample 0016E5: {reason}"):
             next(score_samples(AveragedPredictor(brightness()), [sample]))
+
+
+def test_every_head_is_scored_by_itself(maps: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    geo = Classes.named(["x", "y", "z"])
+    other = [
+        Scored(s.image, s.label, s.label, confusion(s.label, s.label, 3, 255)) for s in scored(maps)
+    ]
+    both = [replace(s, further={"geo": o}) for s, o in zip(scored(maps), other, strict=True)]
+    result = score_split(both, CLASSES, {"geo": geo})
+    alone = score_split(scored(maps), CLASSES)
+    np.testing.assert_array_equal(result.scores.confusion, alone.scores.confusion)
+    assert result.further["geo"].scores.mean_iu == 1
+    assert len(result.further["geo"].images) == len(maps)

@@ -88,6 +88,18 @@ def test_several_processes_take_the_steps_of_one(train: Train, changes: dict[str
         assert_same_states(folder, size)
 
 
+def test_several_processes_take_the_steps_of_one_with_two_heads(train: Train) -> None:
+    """No image of the last batch falls to the second and third rank."""
+    config = settings(
+        epochs=1, batch_size=5, crop_size=None, recipe="reference", learning_rate=1e-3
+    )
+    (alone,), whole = train(config, 1, "two heads")
+    ranks, folder = train(config, 3, "two heads")
+    assert ranks[0]["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    assert_close_states(whole / "rank-0", folder / "rank-0")
+    assert_same_states(folder, 3)
+
+
 def test_shared_statistics_are_those_of_the_whole_batch(train: Train) -> None:
     """In float64, over shares of three, one and no image: output, gradients, running figures."""
     _, folder = train(None, 3, "normalise")

@@ -1,5 +1,4 @@
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from fcn.errors import DeviceError
 from fcn.images import decode_image
 from fcn.input import TORCHVISION
 from fcn.predict import Predictor
-from tests.fcn.models import varied_model
+from tests.fcn.models import two_headed_model, varied_model
 from tests.fcn.scenes import CLASSES
 
 SIZES = [(40, 50), (1, 1), (33, 65), (40, 50), (97, 31)]
@@ -154,15 +153,48 @@ def test_a_device_that_is_not_there_is_named(device: str) -> None:
         Predictor(model(), device=device)
 
 
-@pytest.mark.parametrize(
-    ("options", "found"), [({"in_channels": 4}, "4 channels"), ({"heads": {"a": 1, "b": 1}}, "'b'")]
-)
-def test_models_of_other_images_or_of_several_heads_are_refused(
-    options: dict[str, Any], found: str
-) -> None:
-    net = fcn.FCN("squeezenet1_1", 2, **options)
-    with pytest.raises(ValueError, match=f"{found}.*call model.net on tensors"):
+def test_models_of_other_images_are_refused() -> None:
+    net = fcn.FCN("squeezenet1_1", 2, in_channels=4)
+    with pytest.raises(ValueError, match=r"4 channels.*call model.net on tensors"):
         Predictor(fcn.Model(net, CLASSES, TORCHVISION))
+
+
+@pytest.mark.parametrize("size", [(97, 131), (24, 30), (1, 1)])
+def test_every_head_has_labels_and_confidence_of_its_own(
+    size: tuple[int, int], rng: np.random.Generator
+) -> None:
+    trained = two_headed_model()
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    predictor = Predictor(trained)
+    (found,) = predictor.predict([image])
+    with torch.no_grad():
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+        scores = trained.net.split(trained.net(trained.input.normalise(pixels)))
+    for head, prediction in {"sem": found, **found.further}.items():
+        best = scores[head][0].softmax(dim=0).max(dim=0)
+        assert np.array_equal(prediction.label, best.indices.numpy())
+        assert prediction.confidence == pytest.approx(float(best.values.mean()), abs=1e-5)
+    assert list(found.further) == ["geo"]
+    (label,) = predictor([image])  # the first head's
+    assert np.array_equal(label, found.label)
+
+
+def test_tiles_of_every_head_are_those_of_the_whole_image(rng: np.random.Generator) -> None:
+    trained = two_headed_model()
+    image = rng.integers(0, 256, (300, 333, 3), np.uint8)
+    (whole,) = Predictor(trained).predict([image])
+    (tiled,) = Predictor(trained, tile_size=64).predict([image])
+    for one, other in ((whole, tiled), (whole.further["geo"], tiled.further["geo"])):
+        assert (one.label != other.label).mean() < 1e-3  # where two scores are all but equal
+        assert one.confidence == pytest.approx(other.confidence, abs=1e-5)
+
+
+def test_a_head_of_few_classes_has_bytes_beside_one_of_many(rng: np.random.Generator) -> None:
+    net = fcn.FCN("squeezenet1_1", 302, 16, heads={"many": 300, "few": 2})
+    few = fcn.Classes.named("ab", ignore_index=65535)
+    trained = fcn.Model(net, named(300), TORCHVISION, further_classes={"few": few})
+    (found,) = Predictor(trained).predict([rng.integers(0, 256, (20, 30, 3), np.uint8)])
+    assert (found.label.dtype, found.further["few"].label.dtype) == (np.uint16, np.uint8)
 
 
 @pytest.mark.parametrize("learnable_upsampling", [False, True])

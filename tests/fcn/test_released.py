@@ -99,6 +99,15 @@ def test_siftflow_has_two_heads_over_one_trunk(
     scores = net.split(net(IMAGE))
     for head in ("sem", "geo"):
         assert_equal_scores(scores[head], vgg_scores(layers, maps, IMAGE, 8, f"_{head}"))
+    geo = fcn.Classes.named(["sky", "vertical", "horizontal"])
+    model = fcn.Model(
+        net, fcn.Classes.named(map(str, range(33))), RELEASE, further_classes={"geo": geo}
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    (found,) = fcn.Predictor(model).predict([pixels])
+    normalised = RELEASE.normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    expected = net.split(net(normalised))["geo"][0].argmax(dim=0)
+    assert (found.further["geo"].label == expected.numpy()).mean() > 0.999
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from safetensors.torch import save
 from fcn.checkpoint import Model, read_safetensors
 from fcn.classes import Classes
 from fcn.errors import CheckpointError, FcnError, LabelError, TrainingError, TruncatedImage
-from fcn.evaluate import score_samples
+from fcn.evaluate import score_samples, score_split
 from fcn.input import TORCHVISION
 from fcn.masks import decode_mask, encode_mask
 from fcn.metrics import Scores
@@ -414,3 +414,78 @@ def test_a_stage_has_the_rate_of_its_place_wherever_it_comes_from() -> None:
     assert [num_stages(8, s, coarsest=32) for s in (None, 8, 16, 32)] == [0, 0, 2, 2]
     assert [num_stages(16, s, coarsest=32) for s in (None, 16, 32)] == [0, 0, 1]
     assert num_stages(8, 16, coarsest=16) == 1
+
+
+def half(label: bytes) -> bytes:
+    """A second task: what is below the middle of the image."""
+    shape = decode_mask(label).shape
+    return encode_mask((np.indices(shape)[0] >= shape[0] // 2).astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class TwoLabels:
+    """A square with a second label map; every fourth is not labelled for the second task."""
+
+    pair: Pair
+    key: str
+
+    @property
+    def image(self) -> bytes:
+        return self.pair.image
+
+    @property
+    def label(self) -> bytes:
+        return self.pair.label
+
+    @property
+    def further_labels(self) -> dict[str, bytes | None]:
+        return {"half": None if self.key.endswith("0") else half(self.pair.label)}
+
+
+def two_headed(
+    config: TrainConfig,
+    state: bytes | None = None,
+    pairs: Sequence[Pair] | None = None,
+    **changes: Any,
+) -> Trainer:
+    torch.manual_seed(0)
+    net = FCN(config.backbone, 4, config.stride, heads={"main": 2, "half": 2})
+    further = {"half": Classes.named(["above", "below"])}
+    samples = [TwoLabels(pair, f"{i % 4}") for i, pair in enumerate(pairs or squares(24))]
+    return Trainer(
+        Model(net, CLASSES, TORCHVISION, further_classes=further),
+        samples,
+        config,
+        class_pixels=[900, 400, 500, 500],
+        transplant=Transplant(input=TORCHVISION),
+        state=state,
+        **changes,
+    )
+
+
+def test_two_heads_learn_together() -> None:
+    config = settings(
+        backbone="resnet18", epochs=8, batch_size=4, crop_size=None, recipe="modern",
+        class_weights="median_frequency",
+    )  # fmt: skip
+    training = two_headed(config)
+    losses = [step.loss for step in training.run()]
+    assert losses[0] == pytest.approx(2 * math.log(2), rel=1e-3)
+    held_out = [TwoLabels(pair, str(1 + i)) for i, pair in enumerate(squares(6, seed=1))]
+    result = score_split(
+        score_samples(Predictor(training.model), held_out),
+        training.model.classes,
+        training.model.further_classes,
+    )
+    assert result.scores.mean_iu > 0.75
+    assert result.further["half"].scores.mean_iu > 0.75
+
+
+def test_a_resumed_training_of_two_heads_ends_with_the_same_weights() -> None:
+    whole = two_headed(settings(epochs=1, batch_size=8))
+    list(whole.run())
+    begun = two_headed(settings(epochs=1, batch_size=8))
+    next(begun.run())
+    resumed = two_headed(settings(epochs=1, batch_size=8), begun.state())
+    list(resumed.run())
+    assert_equal(weights(whole), weights(resumed))

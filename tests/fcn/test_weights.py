@@ -1,6 +1,7 @@
 import io
 import struct
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -229,3 +230,33 @@ def test_weights_that_cannot_be_downloaded_are_named(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("TORCH_HOME", "/nonexistent/torch")
     with pytest.raises(CheckpointError, match=r"squeezenet1_1 cannot be had .* give init='none'"):
         transplant(fcn.FCN("squeezenet1_1", 2), "imagenet", CLASSES)
+
+
+def two_heads(geo: Sequence[str]) -> tuple[fcn.FCN, dict[str, fcn.Classes]]:
+    sizes = {"main": 2, "geo": len(geo)}
+    return fcn.FCN("resnet18", sum(sizes.values()), 32, heads=sizes), {
+        "geo": fcn.Classes.named(geo)
+    }
+
+
+def test_a_class_keeps_its_scores_only_in_its_own_head() -> None:
+    source_net, further = two_heads(["flat", "square"])
+    torch.nn.init.normal_(source_net.score_fr.weight)
+    source = fcn.Model(source_net, CLASSES, TORCHVISION, further_classes=further)
+    net, further = two_heads(["square", "steep"])
+    classes = fcn.Classes.named(["sky", "square"])  # of the source: 1 of the first head
+    transplant(
+        net, "x", classes, reader(to_bytes(source)), init_classes="by_name", further_classes=further
+    )
+    own, old = net.score_fr.weight, source_net.score_fr.weight
+    assert not own[[0, 3]].any()
+    assert torch.equal(own[1], old[1])
+    assert torch.equal(own[2], old[3])
+
+
+def test_a_source_with_other_heads_is_refused() -> None:
+    source_net, further = two_heads(["flat", "steep"])
+    source = fcn.Model(source_net, CLASSES, TORCHVISION, further_classes=further)
+    net, further = two_heads(["steep", "flat"])
+    with pytest.raises(CheckpointError, match=r"init is a model of 4 classes .*geo: flat"):
+        transplant(net, "x", CLASSES, reader(to_bytes(source)), further_classes=further)

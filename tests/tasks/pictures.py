@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,23 @@ class Brightness:
         return [
             fcn.Prediction((image.mean(axis=2) // 86).astype(np.uint8), confidence=0.5)
             for image in images
+        ]
+
+
+FURTHER_CLASSES = {"side": fcn.Classes.named(["left", "right"])}
+
+
+class TwoHeads:
+    """`Brightness` with a second task: the left and the right half of an image."""
+
+    classes = CLASSES
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[fcn.Prediction]:
+        """Brightness of each pixel, and which half it is in."""
+        halves = [np.indices(i.shape[:2])[1] >= i.shape[1] // 2 for i in images]
+        return [
+            replace(found, further={"side": fcn.Prediction(half.astype(np.uint8), 0.25)})
+            for found, half in zip(Brightness().predict(images), halves, strict=True)
         ]
 
 
@@ -69,8 +87,9 @@ def planned(
     *,
     run: int = 0,
     model_digest: str = "0" * 64,
+    further_classes: Mapping[str, fcn.Classes] | None = None,
 ) -> Manifest:
-    """A written manifest of a run with `Brightness` in the place of a model."""
+    """A written manifest of a run with `Brightness`, or `TwoHeads`, in the place of a model."""
     model = ModelCard(
         url="model",
         size=1,
@@ -78,6 +97,7 @@ def planned(
         digest=model_digest,
         classes=CLASSES.to_json(),
         ignore_index=255,
+        further_classes={name: c.to_json() for name, c in (further_classes or {}).items()},
     )
     card = RunCard(
         run=run,

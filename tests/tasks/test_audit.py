@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import fsspec.config
@@ -12,7 +13,7 @@ import pytest
 from fcn.images import decode_image
 from fcn.masks import decode_mask
 from tasks.audit import audit, examine, find_values, in_order, require_no_errors
-from tasks.class_files import derive_classes, find_classes
+from tasks.class_files import derive_classes, find_classes, find_further_classes
 from tasks.dataset import DatasetError, Finding, open_split
 from tasks.layouts import find_samples
 from tasks.pairing import Pair
@@ -281,3 +282,32 @@ def test_findings_do_not_depend_on_threads(tmp_path: Path, threads: int) -> None
     files = folders(20) | {f"masks/{i:02d}.png": mask_bytes(label((3, 3))) for i in (3, 7, 11)}
     keys = [finding.key for finding in audited(str(tmp_path), files, num_threads=threads)]
     assert sorted(keys) == ["03", "07", "11"]
+
+
+def test_masks_of_further_heads_are_audited_by_their_own_classes(tmp_path: Path) -> None:
+    files = folders(4) | {
+        "masks-geo/00.png": mask_bytes(label(num_classes=2)),
+        "masks-geo/01.png": mask_bytes(label()),  # class 2 is unknown here
+        "masks-geo/02.png": mask_bytes(label((5, 8), num_classes=2)),
+        "masks-geo/03.png": b"no image",
+        "classes-geo.txt": "flat\nsteep\n",
+    }
+    source = find_samples(write_files(str(tmp_path), files), val_fraction=0)
+    table, further = find_classes(source), find_further_classes(source)["geo"]
+    assert table is not None
+    assert further is not None
+    with Staging(table.classes, further_classes={"geo": further.classes}) as staging:
+        findings = audit(source, replace(table, further={"geo": further}), staging)
+        assert staging.num_rows == 1
+    assert {finding.key: (finding.kind, finding.file) for finding in findings} == {
+        "01": ("unknown_class", "masks-geo/01.png"),
+        "02": ("size_mismatch", "masks-geo/02.png"),
+        "03": ("unreadable_mask", "masks-geo/03.png"),
+    }
+
+
+def test_values_of_a_further_head_may_tell_its_classes(tmp_path: Path) -> None:
+    files = folders(3) | {"masks-geo/01.png": mask_bytes(label(num_classes=2))}
+    source = find_samples(write_files(str(tmp_path), files))
+    assert find_further_classes(source) == {"geo": None}
+    assert find_values(source, head="geo") == {0, 1}

@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from fcn.classes import Classes
 from fcn.images import MAX_PIXELS
-from tasks.dataset import DatasetInfo, Finding, Split
-from tasks.ingest import IngestConfig
+from tasks.dataset import DatasetError, DatasetInfo, Finding, Split
+from tasks.ingest import IngestConfig, list_source
 from tasks.ingest_pages import audit_page, dataset_page
 from tasks.layouts import find_samples
-from tests.tasks.sources import folders, write_files
+from tests.tasks.sources import folders, mask_bytes, write_files
 from tests.tasks.test_staging import CLASSES
 
 
@@ -76,3 +78,24 @@ def test_pages_hold_no_credentials() -> None:
     assert "| train | 1,234 | 1 | 3 |" in page
     assert "| 1 | road | 25.00 % |" in page
     assert "| 255 | ignored | 25.00 % |" in page
+
+
+def test_masks_that_do_not_tell_a_heads_classes_ask_for_its_file(tmp_path: Path) -> None:
+    files = folders(2) | {"masks-geo/00.png": mask_bytes(np.full((6, 8), 7, np.uint8))}
+    url = write_files(str(tmp_path / "in"), files)
+    with pytest.raises(DatasetError, match=r"head geo: masks hold the values 7 .*classes-geo\.csv"):
+        list_source.fn(url, str(tmp_path / "out"), "auto", None, IngestConfig())
+
+
+def test_the_page_of_a_dataset_shows_every_head() -> None:
+    split = Split(
+        name="train", rows=1, files=("f",), class_pixels=(1, 1, 2), ignored_pixels=0,
+        further_class_pixels={"geo": (3, 0, 1)},
+    )  # fmt: skip
+    info = DatasetInfo(
+        url="u", classes=CLASSES, splits={"train": split}, source="s", audit=[], digest="d",
+        settings={}, further_classes={"geo": Classes.named(["flat", "steep"])},
+    )  # fmt: skip
+    page = dataset_page(info)
+    assert "| 0 | geo: flat | 75.00 % |" in page
+    assert "| 255 | geo: ignored | 25.00 % |" in page

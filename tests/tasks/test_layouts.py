@@ -245,3 +245,51 @@ def test_real_coco(coco_dir: Path) -> None:
     source = find_samples(str(coco_dir))
     assert source.layout == "voc"
     assert Counter(pair.split for pair in source.pairs) == {"train": 102, "val": 26}
+
+
+def test_masks_of_further_heads_stand_in_folders_of_their_own(make) -> None:
+    url = make(
+        *("images/a.jpg", "images/b.jpg", "masks/a.png", "masks/b.png", "masks-geo/a_mask.png"),
+        *("classes-geo.csv",),
+    )
+    source = find_samples(url, val_fraction=0)
+    a, b = source.pairs
+    assert {head: path for head, (path, _) in a.further.items()} == {"geo": "masks-geo/a_mask.png"}
+    assert b.further == {}
+    assert kinds(source) == {
+        "unlabelled_head": "1 images have no mask of head geo: not labelled for it"
+    }
+    assert source.further_class_files == {"geo": f"{url}/classes-geo.csv"}
+
+
+def test_further_masks_follow_the_splits(make) -> None:
+    paths = [f"{kind}/{split}/1.png" for kind in ("images", "masks", "masks-geo")
+             for split in ("train", "val")]  # fmt: skip
+    source = find_samples(make(*paths))
+    assert [pair.further["geo"][0] for pair in source.pairs] == [
+        "masks-geo/train/1.png",
+        "masks-geo/val/1.png",
+    ]
+
+
+def test_a_further_mask_without_an_image_or_twice_is_an_error(make) -> None:
+    further = ["masks-geo/a.png", "masks-geo/a.bmp", "masks-geo/lost.png"]
+    source = find_samples(make("images/a.png", "masks/a.png", *further))
+    assert kinds(source)["mask_without_image"] == "no image for masks-geo/lost.png"
+    assert kinds(source)["ambiguous_name"] == (
+        "a is the name of images/a.png and masks/a.png and masks-geo/a.bmp and masks-geo/a.png"
+    )
+
+
+def test_an_image_with_a_further_mask_alone_lacks_its_mask(make) -> None:
+    source = find_samples(make("images/a.png", "images/b.png", "masks/b.png", "masks-geo/a.png"))
+    assert kinds(source)["image_without_mask"] == "no mask for images/a.png"
+
+
+@pytest.mark.parametrize("name", ["main", "rle", "a b", "_x"])
+def test_a_head_has_a_name_that_columns_can_bear(name: str, make) -> None:
+    url = make("images/a.png", "masks/a.png", f"masks-{name}/a.png")
+    with pytest.raises(
+        DatasetError, match=rf"masks-{name}: .*(no name of a head|rename the folder)"
+    ):
+        find_samples(url)

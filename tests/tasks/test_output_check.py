@@ -12,14 +12,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fcn.masks import encode_mask
+from fcn.masks import MaskFormat, encode_mask
 from tasks import part_file, parts, stores
 from tasks.findings import NEXT_STEPS, Finding, Seen
+from tasks.masks import Masks
+from tasks.merge import plan_merge, remove_merged, write_merged
 from tasks.output_check import check_output
 from tasks.predict_config import PredictConfig
 from tasks.shards import write_part_with
 from tasks.stores import StoreError
-from tests.tasks.pictures import CLASSES, Brightness, encoded, pixels, planned, put
+from tests.tasks.pictures import (
+    CLASSES,
+    FURTHER_CLASSES,
+    Brightness,
+    TwoHeads,
+    encoded,
+    pixels,
+    planned,
+    put,
+)
 
 CONFIG = PredictConfig(images_per_shard=3)
 
@@ -298,3 +309,75 @@ def test_place_without_an_output_says_so(tmp_path: Path) -> None:
 
 def test_every_kind_has_a_next_step() -> None:
     assert all(NEXT_STEPS.values())
+
+
+@pytest.fixture
+def two_heads(tmp_path: Path, collection: str) -> str:
+    """A run of one head over all images, and one of two heads over three of them."""
+    url = str(tmp_path / "out")
+    config = PredictConfig(images_per_shard=3, sinks=("parquet", "png"))
+    predicted(url, collection, config)
+    entries = list(stores.list_entries(f"{collection}/[0-2].png"))
+    manifest = planned(
+        url, entries, config, run=1, model_digest="1" * 64, further_classes=FURTHER_CLASSES
+    )
+    write_part_with(TwoHeads(), manifest, 0, config)
+    parts.write_index(url, CLASSES, FURTHER_CLASSES)
+    return url
+
+
+def test_masks_of_every_head_are_checked(two_heads: str) -> None:
+    assert found(two_heads) == []
+    Path(two_heads, "masks-side", "1.png.png").write_bytes(b"no mask")
+    path = Path(parts.part_url(two_heads, 1, 0))
+    card = part_file.read_card(path)
+    table = pq.read_table(path, partitioning=None)
+    place = table.schema.get_field_index("mask_side")
+    column = table.schema.field(place)
+    masks = table["mask_side"].to_pylist()
+    masks[0] |= {"bytes": encode_mask(np.zeros((12, 16), np.uint8))}
+    changed = table.set_column(place, column, pa.array(masks, column.type))
+    own = card.model_copy(update={"sha256": part_file.NO_DIGEST})
+    path.write_bytes(part_file.encode_table(changed, own))
+    (mask, mask_object, *_) = found(two_heads)
+    assert (mask.kind, mask.place) == ("mask", "parts/run=00001/part-00000.parquet, 0.png, side")
+    assert "pixels by class, its row says [96, 96]" in mask.text
+    assert (mask_object.kind, mask_object.place[-11:]) == ("mask object", "1.png, side")
+
+
+def test_runs_of_other_heads_are_merged_with_all_columns(two_heads: str) -> None:
+    merge = plan_merge(two_heads)
+    assert merge is not None
+    write_merged(merge)
+    remove_merged(merge)
+    assert found(two_heads) == []
+    rows = {row["key"]: row for row in parts.read(two_heads).to_table().to_pylist()}
+    assert (rows["2.png"]["class_pixels_side"], rows["2.png"]["confidence_side"]) == (
+        [96, 96],
+        0.25,
+    )
+    assert (rows["3.png"]["mask_side"], rows["3.png"]["class_pixels_side"]) == (None, None)
+    assert {mask.key: sorted(mask.further) for mask in Masks(two_heads)} == {
+        f"{index}.png": ["side"] if index < 3 else [] for index in range(7)
+    }
+
+
+def test_an_index_without_a_head_of_the_run_is_found(two_heads: str) -> None:
+    parts.write_index(two_heads, CLASSES)
+    (finding,) = found(two_heads)
+    assert (finding.kind, finding.text[:27]) == ("index", "further_classes is None; ex")
+
+
+@pytest.mark.parametrize("mask_format", ["png", "rle"])
+def test_run_lengths_of_every_head(
+    mask_format: MaskFormat, tmp_path: Path, collection: str
+) -> None:
+    config, url = PredictConfig(mask_format=mask_format), str(tmp_path / "two")
+    entries = list(stores.list_entries(collection))
+    manifest = planned(url, entries, config, further_classes=FURTHER_CLASSES)
+    write_part_with(TwoHeads(), manifest, 0, config)
+    parts.write_index(url, CLASSES, FURTHER_CLASSES)
+    assert found(url) == []
+    column = "mask_side" if mask_format == "png" else "mask_rle_side"
+    assert column in parts.read(url).schema.names
+    assert all((mask.further["side"].label[:, 8:] == 1).all() for mask in Masks(url))

@@ -1,6 +1,8 @@
 """Datasets are published whole, once, and never over another one unasked."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from fcn.classes import Classes
 from fcn.masks import encode_mask
 from tasks.dataset import BATCH_ROWS, DatasetError, DatasetInfo, open_split, read_info
-from tasks.split_writer import Row
+from tasks.split_writer import FurtherLabel, Row
 from tasks.staging import Staging, require_free
 from tasks.stores import StoreError
 from tests.faulty_store import faulty
@@ -237,3 +239,35 @@ def test_files_whose_answers_were_lost_are_no_other_ingest(s3: Any) -> None:
         staging.publish(place, source="source")
         assert proxy.planned == []
     assert read_info(place).splits["train"].rows == 1
+
+
+def two_heads(url: str, further: bytes | None, names: Sequence[str] = ("x", "y")) -> DatasetInfo:
+    """A dataset of one row, which has two labels."""
+    geo = FurtherLabel(label=further, pixels=np.array([1, 2, 3]))
+    with Staging(CLASSES, further_classes={"geo": Classes.named(names)}) as staging:
+        staging.add("train", replace(row(0), further={"geo": geo}))
+        info, _ = staging.publish(url, source="s")
+    return info
+
+
+def test_labels_of_further_heads_are_columns_that_count(tmp_path: Path) -> None:
+    urls = [str(tmp_path / name) for name in "abcd"]
+    infos = [
+        two_heads(urls[0], b"one"),
+        two_heads(urls[1], b"two"),
+        two_heads(urls[2], None),
+        two_heads(urls[3], b"one", ("x", "z")),
+    ]
+    assert len({info.digest for info in infos}) == 4
+    assert read_info(urls[0]) == infos[0]
+    assert infos[0].splits["train"].further_class_pixels == {"geo": (1, 2, 3)}
+    for info, stored in zip(infos, (b"one", b"two", None, b"one"), strict=True):
+        (sample,) = open_split(info, "train", tmp_path / "cache")
+        assert sample.further_labels == {"geo": stored}
+
+
+def test_a_dataset_of_one_head_says_nothing_of_others(tmp_path: Path) -> None:
+    with Staging(CLASSES) as staging:
+        staging.add("train", row(0))
+        staging.publish(str(tmp_path), source="s")
+    assert "further" not in (tmp_path / "dataset.json").read_text()

@@ -40,6 +40,7 @@ class TwoHeads:
     """`Brightness` with a second task: the left and the right half of an image."""
 
     classes = CLASSES
+    side_by_side = Brightness.side_by_side
 
     def predict(self, images: Sequence[np.ndarray]) -> list[fcn.Prediction]:
         """Brightness of each pixel, and which half it is in."""

@@ -37,7 +37,7 @@ def predict(
             or Parquet file with images, or a CSV or Parquet list with a column url.
         model_url: A model.safetensors of a training run.
         output_url: Where manifest, parts and index go.
-        config: Shards, batches, mask format, limits.
+        config: Shards, batches, mask format, limits; where shards are segmented.
 
     Returns:
         Images by status, and seconds by stage.
@@ -46,6 +46,8 @@ def predict(
         StoreError: a URL that does not exist or cannot be written; a collection without images.
         CheckpointError: no usable model at model_url.
         DeviceError: a device this machine does not have.
+        FanOutError: shards cannot be segmented where they should be: no such deployment or
+            cluster, or a package that is not installed.
         PredictError: shards failed, or too many images; what is done is kept.
     """
     plan = plan_prediction(collection_url, model_url, output_url, config)

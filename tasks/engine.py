@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Literal, Protocol
 
 import numpy as np
@@ -70,6 +70,14 @@ DECODERS = Decoders(THREADS)
 atexit.register(DECODERS.close)
 
 _DECODING = ThreadPoolExecutor(DECODERS.number, "decode")  # as many threads wait for them
+
+
+def cores_of(number: int | None) -> Cores:
+    """So many cores, whatever torch takes in this process; ``None``: as many as that."""
+    return CORES if number is None or number == CORES.number else _other_cores(number)
+
+
+_other_cores = cache(Cores)  # for all shards in work
 
 
 class MaskNotSaved(Exception):
@@ -137,6 +145,7 @@ def segment(
     advance: Callable[[int], None] = lambda _: None,
     last_attempt: bool = False,
     further_classes: Mapping[str, Classes] | None = None,
+    cores: Cores | None = None,
 ) -> list[Row]:
     """One row for each image, in order: its mask, or the reason why there is none.
 
@@ -151,6 +160,7 @@ def segment(
         advance: Told how many images were done, each time some are.
         last_attempt: Whether the shard will not be tried again, see `read_objects`.
         further_classes: Of the model's further heads, by name.
+        cores: What runs the network; ``None``: `CORES`.
 
     Raises:
         StoreUnavailable: the store is out, see `read_objects`.
@@ -171,9 +181,10 @@ def segment(
         files.share() as file_share,
         pixels.share() as pixel_share,
     ):
-        further = further_classes or {}
         engine = _Engine(
-            predictor, config, seconds, save_mask, advance, encoding, pixel_share, further
+            *(predictor, config, seconds, save_mask, advance, encoding, pixel_share),
+            further_classes=further_classes or {},
+            cores=cores or CORES,
         )
         for window, job in prefetched(
             list(windows(entries, limit)),
@@ -236,6 +247,7 @@ class _Engine:
         encoding: ThreadPoolExecutor,
         share: Share,
         further_classes: Mapping[str, Classes],
+        cores: Cores,
     ) -> None:
         self.predictor = predictor
         self.config = config
@@ -246,6 +258,7 @@ class _Engine:
         self.share = share
         self.further_classes = further_classes
         self.label_bytes = LABEL_BYTES * (1 + len(further_classes))
+        self.cores = cores
 
     def rows(self, entries: Sequence[Entry], found: Sequence[bytes | ReadError]) -> list[Row]:
         """One row for each image of a window, in order."""
@@ -327,10 +340,10 @@ class _Engine:
         if not images:
             return []
         pixels = max(image.shape[0] * image.shape[1] for image in images.values())
-        if not (self.predictor.side_by_side and pixels * CORES.number <= MAX_WHOLE_PIXELS):
-            return self._predicted(images, CORES.on_all(partial(self._run, images, 1.0)))
+        if not (self.predictor.side_by_side and pixels * self.cores.number <= MAX_WHOLE_PIXELS):
+            return self._predicted(images, self.cores.on_all(partial(self._run, images, 1.0)))
         jobs = {
-            key: CORES.on_one(partial(self._run, {key: images[key]}, 1 / CORES.number))
+            key: self.cores.on_one(partial(self._run, {key: images[key]}, 1 / self.cores.number))
             for key in images
         }
         return [

@@ -64,7 +64,8 @@ class RunCard(BaseModel):
     """What a run is, beside its images.
 
     ``merged`` holds, for a run of `compact`, the cards of those it was made of, one of each run
-    digest; it is empty for a run of `predict`.
+    digest; it is empty for a run of `predict`. ``network_cores`` are used by the network
+    on a CPU in every process that works on the run; ``None`` in older ones: as many as torch takes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,6 +75,7 @@ class RunCard(BaseModel):
     collection_url: str
     images_per_shard: int
     model: ModelCard
+    network_cores: int | None = None
     merged: tuple["RunCard", ...] = ()
 
     @property

@@ -66,6 +66,19 @@ def listed(output_url: str) -> dict[int, list[int]]:
     return {run: sorted(numbers) for run, numbers in sorted(found.items())}
 
 
+def numbers(output_url: str, run: int) -> list[int]:
+    """Numbers of the parts there are of one run, in order: one listing.
+
+    Raises:
+        StoreError: the output cannot be listed.
+    """
+    folder = stores.join(output_url, f"parts/run={run:05d}")
+    if not stores.exists(folder):
+        return []
+    places = (place_of(f"run={run:05d}/{entry.key}") for entry in stores.list_entries(folder))
+    return [place[1] for place in places if place]
+
+
 def committed(output_url: str) -> list[Part]:
     """The card of every part there is, from the index where it has it, else from its footer.
 

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tasks import deleted, models, parts, stores
+from tasks import deleted, engine, models, parts, stores
 from tasks import manifest as manifests
 from tasks.collection import collect
 from tasks.manifest import Manifest, ModelCard, RunCard
@@ -83,6 +83,7 @@ def plan_run(collection_url: str, model_url: str, output_url: str, config: Predi
             collection_url=collection_url,
             images_per_shard=config.images_per_shard,
             model=model,
+            network_cores=config.network_cores or engine.CORES.number,
         )
         num_deleted = _plan_next(output_url, card, images, runs)
         if num_deleted is not None:

@@ -1,8 +1,10 @@
 """The tasks of a prediction: plan the run, segment its shards, publish the index."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from prefect import get_run_logger, task
@@ -12,11 +14,13 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import task_run
 from prefect.tasks import Task, exponential_backoff
 
-from tasks import parts, stores
+from tasks import child_runs, fan_out, parts, stores
+from tasks import manifest as manifests
 from tasks.artifacts import Progress, publish_markdown, publish_table
+from tasks.fan_out import KEPT, Partition, shards_name
 from tasks.manifest import Manifest
 from tasks.plan import Plan, missing_shards, plan_run
-from tasks.predict_config import PredictConfig
+from tasks.predict_config import PredictConfig, run_digest
 from tasks.predict_pages import (
     class_rows,
     find_examples,
@@ -24,13 +28,15 @@ from tasks.predict_pages import (
     status_rows,
     weak_spot_rows,
 )
-from tasks.shards import PredictSummary, ShardReport, summarise, write_part
+from tasks.shards import PartitionReport, PredictSummary, ShardReport, summarise, write_part
 
 __all__ = [
     "PredictConfig",
     "PredictError",
     "PredictSummary",
+    "plan_partition",
     "plan_prediction",
+    "publish_partition",
     "publish_prediction",
     "require_few_failed",
     "segment_shards",
@@ -55,9 +61,10 @@ class PredictError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Segmented:
-    """The shards that this attempt finished, and how long they took together, by the clock."""
+    """What this attempt finished, itself and in child runs, and how long it took by the clock."""
 
     reports: Sequence[ShardReport]
+    elsewhere: Sequence[PartitionReport]
     seconds: float
 
 
@@ -79,6 +86,9 @@ def plan_prediction(
 ) -> Plan:
     """Find out what there is to do; see `tasks.plan.plan_run`."""
     start = time.monotonic()
+    fan_out.require(config, collection_url, model_url, output_url)
+    if config.fan_out == "work-pool":
+        child_runs.find_deployment(config.deployment)
     plan = plan_run(collection_url, model_url, output_url, config)
     manifest, seconds = plan.manifest, time.monotonic() - start
     if plan.missing:
@@ -102,41 +112,131 @@ def plan_prediction(
     return plan
 
 
-def segment_shards(plan: Plan, model_url: str, config: PredictConfig) -> Segmented:
-    """Segment the missing shards, ``config.concurrency`` at a time, each as a task run.
+def segment_shards(
+    plan: Plan, model_url: str, config: PredictConfig, within: range | None = None
+) -> Segmented:
+    """Segment the missing shards where ``config.fan_out`` says, so many at a time.
 
-    A shard that fails does not stop the others, until `MAX_FAILED_SHARDS` have failed.
+    A shard, partition or child run that fails does not stop the others, until
+    `MAX_FAILED_SHARDS` have failed.
+
+    Args:
+        plan: What there is to do.
+        model_url: The model that the run was planned with.
+        config: The settings that the run was planned with.
+        within: The shards that are this flow run's, among them all missing ones; ``None``: all.
 
     Raises:
         PredictError: shards failed; the parts of the others are kept.
     """
     start = time.monotonic()
-    reports: list[ShardReport] = []
-    errors: dict[int, Exception] = {}
-    waiting: dict[PrefectFuture[ShardReport], int] = {}
-    missing = iter(plan.missing)
-    total = plan.manifest.num_rows
+    shards = range(plan.manifest.num_shards) if within is None else within
+    todo = fan_out.partitions(plan, shards, config)
+    total = sum(plan.manifest.num_images(shard) for shard in shards)
     done = total - plan.num_missing
+    reports: Sequence[ShardReport] = ()
+    elsewhere: Sequence[PartitionReport] = ()
     with Progress("predict-progress", total=total, done=done, description="Segmenting") as bar:
-        while True:
-            free = config.concurrency - len(waiting) if len(errors) < MAX_FAILED_SHARDS else 0
-            for _, shard in zip(range(free), missing, strict=False):
-                future = segment_shard.submit(plan.manifest, shard, model_url, config, bar)
-                waiting[future] = shard
-            if not waiting:
-                break
-            future = next(as_completed(list(waiting)))
-            shard = waiting.pop(future)
-            try:
-                reports.append(future.result())
-            except Exception as error:  # noqa: BLE001 - told below, when the others are done
-                errors[shard] = error
-    _require_no_errors(errors, plan)
-    return Segmented(reports=reports, seconds=time.monotonic() - start)
+        if not todo:
+            pass
+        elif config.fan_out == "here":
+            reports = _segment_here(plan, todo, model_url, config, bar)
+        elif config.fan_out == "work-pool":
+            elsewhere = _segment_in_child_runs(plan, todo, model_url, config, bar)
+        else:
+            reports = _segment_on_cluster(plan, todo, model_url, config, bar)
+    return Segmented(reports=reports, elsewhere=elsewhere, seconds=time.monotonic() - start)
+
+
+def _segment_here(
+    plan: Plan, todo: Sequence[Partition], model_url: str, config: PredictConfig, bar: Progress
+) -> list[ShardReport]:
+    given = RunInputs(plan.manifest, model_url, config, at_once=1)
+
+    def submit(partition: Partition) -> PrefectFuture[list[ShardReport]]:
+        return segment_partition.submit(given, partition.missing, bar)
+
+    return _segment_partitions(todo, submit, config.concurrency)
+
+
+def _segment_on_cluster(
+    plan: Plan, todo: Sequence[Partition], model_url: str, config: PredictConfig, bar: Progress
+) -> list[ShardReport]:
+    given = RunInputs(*fan_out.for_others(plan.manifest, model_url, config), config.concurrency)
+    network_cores = plan.manifest.card.network_cores or 1
+    with fan_out.cluster(config, network_cores) as runner, fan_out.counted(plan, bar):
+
+        def submit(partition: Partition) -> PrefectFuture[list[ShardReport]]:
+            parameters = {"given": given, "shards": partition.missing, "progress": None}
+            future: PrefectFuture[list[ShardReport]] = runner.submit(segment_partition, parameters)
+            return future
+
+        return _segment_partitions(todo, submit, config.partitions_at_once)
+
+
+def _segment_in_child_runs(
+    plan: Plan, todo: Sequence[Partition], model_url: str, config: PredictConfig, bar: Progress
+) -> Sequence[PartitionReport]:
+    manifest, model_url, config = fan_out.for_others(plan.manifest, model_url, config)
+    with fan_out.counted(plan, bar):
+        children = child_runs.segment(manifest, todo, model_url, config)
+    if children.failures:
+        raise PredictError(
+            f"{len(children.failures):,} of {len(todo):,} partitions failed: "
+            f"{'; '.join(children.failures)}{KEPT}"
+        )
+    return children.reports
+
+
+def _segment_partitions(
+    todo: Sequence[Partition],
+    submit: Callable[[Partition], PrefectFuture[list[ShardReport]]],
+    at_once: int,
+) -> list[ShardReport]:
+    """The reports of task runs, one for each partition, ``at_once`` at a time.
+
+    Raises:
+        PredictError: partitions failed.
+    """
+    reports: list[ShardReport] = []
+    errors: dict[tuple[int, int], Exception] = {}
+    waiting: dict[PrefectFuture[list[ShardReport]], Partition] = {}
+    rest = iter(todo)
+    while True:
+        free = at_once - len(waiting) if len(errors) < MAX_FAILED_SHARDS else 0
+        for partition in islice(rest, free):
+            waiting[submit(partition)] = partition
+        if not waiting:
+            break
+        future = next(as_completed(list(waiting)))
+        partition = waiting.pop(future)
+        try:
+            reports += future.result()
+        except Exception as error:  # noqa: BLE001 - told below, when the others are done
+            errors[partition.missing[0], partition.missing[-1]] = error
+    if errors:
+        unit = "partitions" if todo[0].is_several else "shards"
+        raise PredictError(_first(errors, len(todo), unit) + KEPT) from min(errors.items())[1]
+    return reports
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What all tasks of a run are given; ``at_once`` shards of a task are in work at once."""
+
+    manifest: Manifest
+    model_url: str
+    config: PredictConfig
+    at_once: int
+
+
+def _task_name() -> str:
+    shards = task_run.parameters["shards"]
+    return shards_name(shards[0], shards[-1])
 
 
 @task(
-    task_run_name="shard-{number:05d}",
+    task_run_name=_task_name,
     cache_policy=NO_CACHE,
     persist_result=False,
     retries=RETRIES,
@@ -144,30 +244,116 @@ def segment_shards(plan: Plan, model_url: str, config: PredictConfig) -> Segment
     retry_jitter_factor=1,
     retry_condition_fn=_is_transient,
 )
-def segment_shard(
-    manifest: Manifest, number: int, model_url: str, config: PredictConfig, progress: Progress
+def segment_partition(
+    given: RunInputs, shards: Sequence[int], progress: Progress | None
+) -> list[ShardReport]:
+    """Segment shards and put their parts; see `tasks.shards`.
+
+    A shard of several that has a part by now, put by an earlier attempt or by another run,
+    is left out.
+    """
+    log = get_run_logger()
+    attempt = task_run.run_count
+    errors: dict[tuple[int, int], Exception] = {}
+
+    def segment(number: int) -> ShardReport | None:
+        if len(errors) >= MAX_FAILED_SHARDS:
+            return None
+        try:
+            if len(shards) > 1 and _is_put(given.manifest, number):
+                if progress and attempt == 1:
+                    progress.advance(given.manifest.num_images(number))
+                log.info("shard-%05d: has its part already", number)
+                return None
+            report = _write_part(given, number, progress, last_attempt=attempt > RETRIES)
+        except Exception as error:  # noqa: BLE001 - told below, when the others are done
+            errors[number, number] = error
+            return None
+        log.info("shard-%05d: %s", number, report.line())
+        return report
+
+    with ThreadPoolExecutor(given.at_once, "shard") as threads:
+        reports = list(filter(None, threads.map(segment, shards)))
+    for error in errors.values():
+        if len(shards) == 1 or stores.is_transient(error):
+            raise error  # as it is: the latter is tried again
+    if errors:
+        raise PredictError(_first(errors, len(shards), "shards"))
+    return reports
+
+
+def _write_part(
+    given: RunInputs, number: int, progress: Progress | None, *, last_attempt: bool
 ) -> ShardReport:
-    """Segment one shard and put its part; see `tasks.shards`."""
+    """The shard's part, its images counted as they are done."""
     counted = [0]
 
     def advance(count: int) -> None:
-        counted.append(count)
-        progress.advance(count)
+        if progress:
+            counted.append(count)
+            progress.advance(count)
 
     try:
-        report = write_part(
-            manifest,
+        return write_part(
+            given.manifest,
             number,
-            model_url,
-            config,
+            given.model_url,
+            given.config,
             advance=advance,
-            last_attempt=task_run.run_count > RETRIES,
+            last_attempt=last_attempt,
         )
     except Exception:
-        progress.advance(-sum(counted))  # the next attempt counts them again
+        if progress:
+            progress.advance(-sum(counted))  # the next attempt counts them again
         raise
-    get_run_logger().info("shard-%05d: %s", number, report.line())
-    return report
+
+
+def _is_put(manifest: Manifest, number: int) -> bool:
+    url = parts.part_url(manifest.output_url, manifest.card.run, number)
+    return stores.exists(url) and stores.kind_of(url) == "object"
+
+
+@task(
+    task_run_name="plan the partition",
+    cache_policy=NO_CACHE,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAYS,
+    retry_jitter_factor=1,
+    retry_condition_fn=_is_transient,
+)
+def plan_partition(output_url: str, run: int, shards: range, config: PredictConfig) -> Plan:
+    """Find out which shards of a partition have no part yet.
+
+    Raises:
+        PredictError: the run has no such shards, or was planned with other settings.
+        StoreError: there is no such run.
+    """
+    manifest = manifests.read(output_url, run)
+    if not 0 <= shards.start < shards.stop <= manifest.num_shards:
+        raise PredictError(
+            f"shards {shards.start} to {shards.stop - 1} of run {run:05d}, which has "
+            f"{manifest.num_shards:,}: 0 to {manifest.num_shards - 1}"
+        )
+    if run_digest(manifest.card.model.digest, config) != manifest.card.run_digest:
+        raise PredictError(
+            f"run {run:05d} was planned with other settings than those of this partition, or this "
+            "machine takes precision auto for another one; start partitions by predict"
+        )
+    there = set(parts.numbers(output_url, run))
+    missing = tuple(shard for shard in shards if shard not in there)
+    get_run_logger().info(
+        "run %05d, %s: %s of %s shards to do",
+        run,
+        shards_name(shards.start, shards.stop - 1),
+        f"{len(missing):,}",
+        f"{len(shards):,}",
+    )
+    return Plan(manifest=manifest, missing=missing, num_deleted=0)
+
+
+def publish_partition(segmented: Segmented) -> None:
+    """Show what a child run did, on its page and for its parent."""
+    child_runs.publish(segmented.reports)
 
 
 @task(
@@ -189,7 +375,7 @@ def publish_prediction(plan: Plan, segmented: Segmented) -> PredictSummary:
     if not parts.is_indexed(manifest.output_url):
         model = manifest.card.model
         parts.write_index(manifest.output_url, model.label_classes(), model.further_label_classes())
-    summary = summarise(plan, segmented.reports, segmented.seconds)
+    summary = summarise(plan, segmented.reports, segmented.seconds, segmented.elsewhere)
     if plan.missing:
         _show(summary, plan)
     return summary
@@ -235,11 +421,9 @@ def _require_all_parts(manifest: Manifest) -> None:
         )
 
 
-def _require_no_errors(errors: dict[int, Exception], plan: Plan) -> None:
-    if not errors:
-        return
-    shard, error = min(errors.items())
-    raise PredictError(
-        f"{len(errors):,} of {len(plan.missing):,} shards failed; first: shard-{shard:05d}: "
-        f"{type(error).__name__}: {error}. Finished parts are kept; rerun to do the rest"
-    ) from error
+def _first(errors: dict[tuple[int, int], Exception], total: int, unit: str) -> str:
+    shards, error = min(errors.items())
+    return (
+        f"{len(errors):,} of {total:,} {unit} failed; first: {shards_name(*shards)}: "
+        f"{type(error).__name__}: {error}"
+    )

@@ -13,6 +13,7 @@ from tasks.budget import least_budget
 from tasks.reading import MAX_BYTES
 
 Sink = Literal["parquet", "png"]
+FanOut = Literal["here", "work-pool", "ray", "dask"]
 
 IMAGE_PATTERNS = (
     *("*.avif", "*.bmp", "*.gif", "*.jp2", "*.j2k", "*.jpg", "*.jpeg", "*.jpe", "*.pgm"),
@@ -114,14 +115,78 @@ class PredictConfig(BaseModel):
         2,
         ge=1,
         le=32,
-        description="Shards in work at once. They share the network, a GPU by batches and a CPU "
-        "by an image a core; meanwhile others read, decode and write.",
+        description="Shards in work at once in a process. They share the network, a GPU by batches "
+        "and a CPU by an image a core; meanwhile others read, decode and write.",
+    )
+    network_cores: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="Cores that the network uses of a CPU, an image on each; empty: as many as "
+        "torch uses where the run is planned. Images too large for that take all of them, and the "
+        "last bits of their masks depend on how many: so every process of a run uses the same "
+        "number, and an unfinished run goes on with its own.",
+    )
+    fan_out: FanOut = Field(
+        "here",
+        description="Where shards are segmented: here, in this process; work-pool, in child runs, "
+        "one for each partition; ray or dask, on a cluster, a task for each partition. The parts "
+        "are the same bytes, and each goes on where another has stopped. Anywhere but here URLs "
+        "must mean the same on all machines, and precision auto is what it is on this one.",
+    )
+    shards_per_partition: int = Field(
+        20,
+        ge=1,
+        le=500,
+        description="Shards of a partition, what a child run or a task on a cluster does: ten "
+        "minutes or more. Larger where there would be more than 900 partitions.",
+    )
+    partitions_at_once: int = Field(
+        4,
+        ge=1,
+        le=200,
+        description="Partitions in work or waiting for a place at once: no more child runs, or "
+        "tasks on a cluster, exist at a time.",
+    )
+    deployment: str = Field(
+        "predict-partition/predict-partition",
+        pattern=r"^[^/]+/[^/]+$",
+        description="For work-pool: the deployment of the flow predict-partition; its work pool "
+        "decides where child runs go.",
+    )
+    cluster: str | None = Field(
+        None,
+        min_length=1,
+        description="For ray and dask: address of a cluster, such as auto (the Ray cluster that "
+        "this machine belongs to) or tcp://scheduler:8786 (Dask); empty: one on this machine, "
+        "for as long as the run lasts.",
+    )
+    gpus_per_task: float = Field(
+        0,
+        ge=0,
+        le=16,
+        description="For ray: GPUs that a task asks for; with 0 it sees none. Of a Dask cluster "
+        "each worker takes what it sees: start one for each GPU.",
     )
 
     @model_validator(mode="after")
     def _run_lengths_have_a_place(self) -> "PredictConfig":
         if self.mask_format == "rle" and "parquet" not in self.sinks:
             raise ValueError("mask_format='rle' needs the parquet sink; png objects are PNG")
+        return self
+
+    @model_validator(mode="after")
+    def _cluster_is_used(self) -> "PredictConfig":
+        if self.cluster and self.fan_out not in {"ray", "dask"}:
+            raise ValueError(
+                f"cluster={self.cluster!r} is of no use to fan_out={self.fan_out!r}; choose ray "
+                "or dask, or leave the address out"
+            )
+        if self.gpus_per_task and self.fan_out != "ray":
+            raise ValueError(
+                f"gpus_per_task={self.gpus_per_task:g} is of no use to "
+                f"fan_out={self.fan_out!r}; Ray alone gives GPUs to tasks"
+            )
         return self
 
     @model_validator(mode="after")

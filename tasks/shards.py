@@ -10,7 +10,7 @@ from functools import partial
 from fcn.errors import CheckpointError
 from tasks import manifest as manifests
 from tasks import models, part_file, parts, stores
-from tasks.engine import SaveMask, Seconds, Segmenter, Stage, segment
+from tasks.engine import SaveMask, Seconds, Segmenter, Stage, cores_of, segment
 from tasks.manifest import Manifest
 from tasks.part_file import Part
 from tasks.plan import Plan
@@ -53,6 +53,15 @@ class ShardReport:
             f"partial, {part.failed:,} failed; busy seconds: {stages}"
             + ("" if self.was_first else "; another writer was first")
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionReport:
+    """What a child run tells of the shards that it finished; figures as in `PredictSummary`."""
+
+    images: int
+    stages: dict[Stage, float]
+    slow_images: Sequence[SlowImage]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +161,7 @@ def write_part_with(
         advance=advance,
         last_attempt=last_attempt,
         further_classes=manifest.card.model.further_label_classes(),
+        cores=cores_of(manifest.card.network_cores),
     )
     run, digest = manifest.card.run, manifest.card.run_digest
     part = part_file.summarise(rows, run=run, number=number, run_digest=digest)
@@ -169,13 +179,19 @@ def write_part_with(
     )
 
 
-def summarise(plan: Plan, reports: Sequence[ShardReport], seconds: float) -> PredictSummary:
+def summarise(
+    plan: Plan,
+    reports: Sequence[ShardReport],
+    seconds: float,
+    elsewhere: Sequence[PartitionReport] = (),
+) -> PredictSummary:
     """The summary of a run whose parts are all there.
 
     Args:
         plan: What there was to do.
         reports: The shards that were done now.
         seconds: How long they took together, by the clock.
+        elsewhere: What child runs did.
     """
     manifest = plan.manifest
     cards = parts.committed(manifest.output_url)
@@ -183,13 +199,14 @@ def summarise(plan: Plan, reports: Sequence[ShardReport], seconds: float) -> Pre
     done_now = {report.part.number for report in reports}
     spots = [spot for report in reports for spot in report.weak_spots]
     # Where there was nothing to do no part is opened: it would take as long as the run is large.
-    looked_at = of_run if reports else []
+    looked_at = of_run if plan.missing else []
     done_before = [p for p in looked_at if p.number not in done_now and p.rows > p.failed]
     with ThreadPoolExecutor(_READERS) as threads:  # a request or two for each part
         for found in threads.map(partial(weak_spots_of, manifest.output_url), done_before):
             spots += found
+    done: list[ShardReport | PartitionReport] = [*reports, *elsewhere]
     stages = Counter[Stage]()
-    for report in reports:
+    for report in done:
         stages.update(report.stages)
     before, model = _run_before(manifest, cards), manifest.card.model
     return PredictSummary(
@@ -200,16 +217,17 @@ def summarise(plan: Plan, reports: Sequence[ShardReport], seconds: float) -> Pre
         partial=sum(part.partial for part in of_run),
         failed=sum(part.failed for part in of_run),
         deleted=plan.num_deleted,
-        segmented=sum(report.part.rows for report in reports),
-        seconds=seconds if reports else 0.0,
+        segmented=sum(report.part.rows for report in reports)
+        + sum(report.images for report in elsewhere),
+        seconds=seconds if plan.missing else 0.0,
         stages=dict(stages),
         class_shares=tuple(class_shares(of_run, before, model.label_classes())),
         weak_spots=tuple(weakest(spots)),
-        slow_images=tuple(slowest(image for report in reports for image in report.slow_images)),
         further_class_shares={
             name: tuple(class_shares(of_run, before, classes, name))
             for name, classes in model.further_label_classes().items()
         },
+        slow_images=tuple(slowest(image for report in done for image in report.slow_images)),
     )
 
 

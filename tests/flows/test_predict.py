@@ -22,8 +22,16 @@ from prefect.exceptions import ParameterTypeError
 
 from fcn.errors import CheckpointError
 from flows.predict import predict
-from tasks import parts, reading, stores
-from tasks.predict import PredictConfig, PredictError, PredictSummary
+from tasks import fan_out, parts, reading, stores
+from tasks.plan import plan_run
+from tasks.predict import (
+    PredictConfig,
+    PredictError,
+    PredictSummary,
+    RunInputs,
+    segment_partition,
+)
+from tasks.shards import write_part
 from tasks.stores import StoreError
 from tests.tasks.pictures import encoded, pixels, put, save_model
 
@@ -275,3 +283,27 @@ def test_many_shards_are_never_all_submitted_at_once(
     at_once = np.cumsum([step for _, step in sorted(moments)])
     assert len(runs) == 12
     assert at_once.max() <= 3
+
+
+def test_more_shards_than_task_runs_share_them(
+    collection: str, model: str, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fan_out, "MAX_PARTITIONS", 2)
+    state = predict(collection, model, output, CONFIG, return_state=True)
+    assert state.result().segmented == 10
+    names = {one.name for one in task_runs(state.state_details.flow_run_id, 4)}
+    assert names == {
+        *("plan the run", "publish the index"),
+        *("shards-00000-00001", "shard-00002"),
+    }
+
+
+def test_shard_that_another_run_has_put_meanwhile_is_left_out(
+    collection: str, model: str, output: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    manifest = plan_run(collection, model, output, CONFIG).manifest
+    write_part(manifest, 1, model, CONFIG)
+    with caplog.at_level(logging.INFO):
+        reports = segment_partition(RunInputs(manifest, model, CONFIG, at_once=2), (0, 1, 2), None)
+    assert [report.part.number for report in reports] == [0, 2]
+    assert "shard-00001: has its part already" in caplog.text

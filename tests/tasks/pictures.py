@@ -70,13 +70,18 @@ def put(prefix: str, objects: Mapping[str, bytes]) -> None:
         stores.write_bytes(f"{prefix}/{key}", data)
 
 
-def save_model(path: Path, seed: int = 0) -> str:
-    """A small FCN with random weights and three classes; its URL."""
+def save_model(path: Path, seed: int = 0, bias: float = 0.0) -> str:
+    """A small FCN with random weights and three classes; its URL.
+
+    With a large bias, the same for all classes, scores are rounded so coarsely that masks show
+    in which order sums were made.
+    """
     torch.manual_seed(seed)
     net = fcn.FCN("squeezenet1_1", len(CLASSES), 8)
     for layer in net.modules():
         if isinstance(layer, torch.nn.Conv2d) and not layer.weight.any():  # score layers
             torch.nn.init.normal_(layer.weight, std=0.1)
+            torch.nn.init.constant_(layer.bias, bias)
     fcn.save(fcn.Model(net, CLASSES, TORCHVISION), path)
     return str(path)
 

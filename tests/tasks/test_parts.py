@@ -137,6 +137,7 @@ def test_foreign_files_are_no_parts(output: str) -> None:
     Path(output, "parts", "run=00000", ".0123.tmp").write_bytes(b"left by a killed writer")
     Path(output, "parts", "notes.txt").write_bytes(b"")
     assert parts.listed(output) == {0: [0, 1]}
+    assert (parts.numbers(output, 0), parts.numbers(output, 1)) == ([0, 1], [])
     assert parts.read(output).count_rows() == 4
 
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 VERBS = (
-    *("ingest", "train", "train_staged", "evaluate"),
-    *("predict", "verify", "compact", "browse", "pipeline"),
+    *("ingest", "train", "train_staged", "evaluate", "promote"),
+    *("predict", "verify", "compact", "browse", "lineage", "pipeline"),
 )
 
 # Wherever the command is typed; in the root of the checkout Prefect finds the same, and why,

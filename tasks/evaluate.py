@@ -21,6 +21,7 @@ from tasks import stores
 from tasks.artifacts import Progress, publish_markdown, publish_table
 from tasks.dataset import DatasetInfo, Samples, open_split
 from tasks.image_scores import hardest, write_image_scores
+from tasks.models import read_model
 from tasks.report import Example, Report, choose_examples, markdown, write_report
 from tasks.report_data import percent, span
 from tasks.runs import Row
@@ -145,7 +146,7 @@ def score_split(
     """
     logger = get_run_logger()
     samples = open_split(info, split)
-    data = stores.read_bytes(model_url)
+    data = read_model(model_url)
     model = load_for(info, data, model_url)
     predictor = make_predictor(model, config)
     start = time.monotonic()

@@ -13,7 +13,7 @@ import pytest
 from fcn.errors import CheckpointError
 from tasks import serving, stores
 from tasks.models import read_model
-from tasks.serving import Promotion, PromoteError
+from tasks.serving import PromoteError, Promotion
 
 
 def promotion(number: int, sha256: str = "a" * 64, **changes: Any) -> Promotion:

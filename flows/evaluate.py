@@ -12,6 +12,7 @@ from tasks.evaluate import (
 )
 from tasks.hooks import HOOKS
 from tasks.run_names import run_name
+from tasks.run_start import start_run
 from tasks.serving import resolve
 
 
@@ -51,6 +52,7 @@ def evaluate(
         PromoteError: a .json there that is no serving.json.
         StoreError: something cannot be read or written.
     """
+    start_run(dataset_url, model_url, report_url)
     info = read_info(dataset_url)
     claim_report(report_url)
     evaluation = score_split(info, resolve(model_url), split, config)

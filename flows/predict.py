@@ -12,6 +12,7 @@ from tasks.predict import (
     segment_shards,
 )
 from tasks.run_names import run_name
+from tasks.run_start import start_run
 from tasks.serving import resolve
 
 
@@ -52,6 +53,7 @@ def predict(
             cluster, or a package that is not installed.
         PredictError: shards failed, or too many images; what is done is kept.
     """
+    start_run(collection_url, model_url, output_url)
     model_url = resolve(model_url)
     plan = plan_prediction(collection_url, model_url, output_url, config)
     segmented = segment_shards(plan, model_url, config)

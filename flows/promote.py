@@ -11,6 +11,7 @@ from tasks.promote import (
     settle,
 )
 from tasks.run_names import run_name
+from tasks.run_start import start_run
 from tasks.serving import model_url
 
 
@@ -50,6 +51,7 @@ def promote(
         PromoteError: another promotion was faster, or something else is in the pointer's place.
         StoreError: something cannot be read or written.
     """
+    start_run(dataset_url, challenger_url, models_url)
     info = read_info(dataset_url)
     before = find_champion(models_url)
     challenger = score_contender("challenger", info, challenger_url, split, config)

@@ -140,7 +140,8 @@ def score_contender(
     predictor = Predictor(
         load_for(info, data, model_url), device=config.device, precision=config.precision
     )
-    total, tallies, start = 0, [], time.monotonic()
+    total = np.zeros((len(info.classes), len(info.classes)), np.int64)
+    tallies, start = [], time.monotonic()
     with Progress(
         f"promote-{role}", total=len(samples), description=f"Scoring the {role}"
     ) as progress:
@@ -154,7 +155,7 @@ def score_contender(
         data=data,
         sha256=hashlib.sha256(data).hexdigest(),
         tallies=stacked,
-        mean_iu=Scores(np.asarray(total)).mean_iu,
+        mean_iu=Scores(total).mean_iu,
         interval=bootstrap(stacked).mean_iu,
     )
     get_run_logger().info(
@@ -193,12 +194,12 @@ def settle(
     if is_promoted:
         promotion = Promotion(
             number=before.number + 1 if before else 0,
-            model_url=_absolute(serving.keep_model(models_url, challenger.data)),
+            model_url=stores.absolute(serving.keep_model(models_url, challenger.data)),
             sha256=challenger.sha256,
-            source_url=_absolute(challenger.url),
+            source_url=stores.absolute(challenger.url),
             promoted_at=datetime.now(UTC),
             rule=config.rule if before else "first",
-            dataset_url=_absolute(stores.redact(info.url)),
+            dataset_url=stores.absolute(stores.redact(info.url)),
             dataset_digest=info.digest,
             split=split,
             num_images=len(challenger.tallies),
@@ -288,19 +289,13 @@ def _announce(promotion: Promotion, models_url: str) -> None:
         resource={
             "prefect.resource.id": f"fcn.model.{promotion.sha256}",
             "prefect.resource.name": promotion.model_url,
-            "fcn.serving.url": _absolute(serving.serving_url(models_url)),
+            "fcn.serving.url": stores.absolute(serving.serving_url(models_url)),
         },
         payload={
-            "serving_url": _absolute(serving.serving_url(models_url)),
+            "serving_url": stores.absolute(serving.serving_url(models_url)),
             **promotion.model_dump(mode="json"),
         },
     )
-
-
-def _absolute(url: str) -> str:
-    """A local path as any process may open it."""
-    path = stores.local_path(url)
-    return url if path is None else str(path)
 
 
 def _known(value: float) -> float | None:

@@ -25,7 +25,6 @@ from tasks import stores
 from tasks.models import read_model
 
 SERVING_NAME = "serving.json"
-FORMAT = 1
 
 _RECORD = re.compile(r"(\d{5,})\.json")
 
@@ -70,7 +69,7 @@ class Promotion(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     number: int = Field(ge=0)
     model_url: str
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")

@@ -23,13 +23,23 @@ from fsspec.utils import glob_translate
 from tasks import durable, listing
 from tasks.listing import UNKNOWN_SIZE, Entry
 from tasks.store_errors import StoreError, StoreUnavailable, explained, is_transient
-from tasks.urls import SCHEME, is_chain, join, local_path, redact, redact_text, split_glob
+from tasks.urls import (
+    SCHEME,
+    absolute,
+    is_chain,
+    join,
+    local_path,
+    redact,
+    redact_text,
+    split_glob,
+)
 
 __all__ = [
     "UNKNOWN_SIZE",
     "Entry",
     "StoreError",
     "StoreUnavailable",
+    "absolute",
     "create_bytes",
     "create_file",
     "exists",

@@ -12,7 +12,7 @@ _QUERY_IS_NAME = {"s3", "s3a", "gs", "gcs", "memory", "az", "abfs", "abfss", *_A
 _USER_IS_NAME = {"abfs", "abfss", *_ARCHIVES}  # abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…
 _LINK = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.\-]*://)")
 _CACHE = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*::")  # simplecache::URL
-_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]+")
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://(?:[^\s/?#]*@)?[^\s'\"<>]+")
 
 
 def join(url: str, *parts: str) -> str:
@@ -28,6 +28,12 @@ def local_path(url: str) -> Path | None:
     if "::" in url and not url.startswith(("/", ".", "file:", "local:")):
         return None
     return Path(url[match.end() :] if match else url).expanduser().absolute()
+
+
+def absolute(url: str) -> str:
+    """``url``, where it is a local path as a process in any folder may open it."""
+    path = local_path(url)
+    return url if path is None else str(path)
 
 
 def redact(url: str) -> str:

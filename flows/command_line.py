@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 VERBS = (
     *("ingest", "train", "train_staged", "evaluate", "promote"),
-    *("predict", "verify", "compact", "browse", "pipeline"),
+    *("predict", "verify", "compact", "browse", "lineage", "pipeline"),
 )
 
 # Wherever the command is typed; in the root of the checkout Prefect finds the same, and why,

@@ -59,7 +59,7 @@ def read_model(model_url: str) -> bytes:
 
 def is_same(model: Entry, card: ModelCard) -> bool:
     """Whether a model file is, by its store's word, the one of a card."""
-    place = stores.redact(model.url)
+    place = stores.redact(stores.absolute(model.url))
     return bool(model.etag) and (place, model.size, model.etag) == (card.url, card.size, card.etag)
 
 
@@ -80,7 +80,7 @@ def load_model(model: Entry, config: PredictConfig) -> LoadedModel:
 
 
 def _load(model: Entry, config: PredictConfig) -> LoadedModel:
-    place = stores.redact(model.url)
+    place = stores.redact(stores.absolute(model.url))
     data = read_model(model.url)
     try:
         loaded = fcn.load(data)

@@ -114,6 +114,24 @@ def resolve(url: str) -> str:
     return f"{folder}{slash}{_parse(stores.read_bytes(url), url).sha256}.safetensors"
 
 
+def find(url: str, sha256: str) -> Promotion | None:
+    """The newest promotion of a model that lies under its digest; None for other models.
+
+    Raises:
+        StoreError: the store cannot be read.
+        PromoteError: a record there is none of ours.
+    """
+    folder, slash, name = url.rpartition("/")
+    if name != f"{sha256}.safetensors":
+        return None
+    promotion = newest(folder + slash)
+    while promotion is not None and promotion.sha256 != sha256:
+        older = promotion.number - 1
+        record = _record_url(folder + slash, older)
+        promotion = _parse(stores.read_bytes(record), record) if older >= 0 else None
+    return promotion
+
+
 def newest(models_url: str) -> Promotion | None:
     """The newest promotion; None where there was none.
 

@@ -13,6 +13,7 @@ import io
 import re
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +51,7 @@ __all__ = [
     "kind_of",
     "list_entries",
     "local_path",
+    "modified",
     "open_input",
     "read_bytes",
     "redact",
@@ -285,6 +287,18 @@ def stat(url: str) -> Entry:
     fs, path = filesystem(url)
     with explained(url, "read"):
         return listing.single(fs, path, url)
+
+
+def modified(url: str) -> datetime:
+    """When the object at ``url`` was last written, by its store's clock, in UTC.
+
+    Raises:
+        StoreError: nothing there, no permission to look, or a store that does not tell.
+    """
+    fs, path = filesystem(url)
+    with explained(url, "read the time of"):
+        found: datetime = fs.modified(path)
+        return found.astimezone(UTC)
 
 
 def kind_of(url: str) -> Literal["prefix", "object", "glob"]:

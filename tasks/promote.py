@@ -21,6 +21,7 @@ from fcn.metrics import Scores
 from fcn.predict import Predictor
 from tasks import serving, stores
 from tasks.artifacts import Progress, publish_table
+from tasks.assets import materialise
 from tasks.dataset import DatasetInfo, open_split
 from tasks.evaluate import load_for
 from tasks.models import read_model
@@ -214,6 +215,7 @@ def settle(
         )
         serving.publish(models_url, promotion)
         _announce(promotion, models_url)
+        materialise(promotion.model_url, challenger.url, info.url, name="serving model")
     get_run_logger().info("%s: %s", "promoted" if is_promoted else "not promoted", reason)
     publish_table(
         "promote-comparison", comparison_rows(challenger, champion, gain, interval), reason

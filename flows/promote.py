@@ -55,7 +55,8 @@ def promote(
     info = read_info(dataset_url)
     before = find_champion(models_url)
     challenger = score_contender("challenger", info, challenger_url, split, config)
-    champion = before and score_contender(
-        "champion", info, model_url(models_url, before.sha256), split, config
-    )
+    champion = None
+    if before is not None:
+        serving_url = model_url(models_url, before.sha256)
+        champion = score_contender("champion", info, serving_url, split, config)
     return settle(info, models_url, split, before, challenger, champion, config)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from prefect import get_run_logger, task
@@ -131,7 +132,7 @@ def find_row(key: str, output_url: str) -> Found:
             continue
         with stores.open_input(part_url) as file:
             table = pq.read_table(file, columns=_COLUMNS)
-        [row] = table.filter(pc.equal(table["key"], key)).to_pylist()
+        [row] = table.filter(pc.equal(table["key"], pa.scalar(key))).to_pylist()
         return Found(manifest=manifest, shard=shard, row=row)
     raise LineageError(
         f"{key} has no row at {stores.redact(output_url)}: "

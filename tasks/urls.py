@@ -1,5 +1,6 @@
 """URLs as text: their parts, and what of them may be shown."""
 
+import contextlib
 import re
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -27,7 +28,10 @@ def local_path(url: str) -> Path | None:
         return None
     if "::" in url and not url.startswith(("/", ".", "file:", "local:")):
         return None
-    return Path(url[match.end() :] if match else url).expanduser().absolute()
+    path = Path(url[match.end() :] if match else url)
+    with contextlib.suppress(RuntimeError):  # "~nobody" is a name like any other
+        path = path.expanduser()
+    return path.absolute()
 
 
 def absolute(url: str) -> str:

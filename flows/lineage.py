@@ -2,12 +2,13 @@
 
 from prefect import flow
 
+from tasks.hooks import HOOKS
 from tasks.lineage import trace
 from tasks.run_names import run_name
 from tasks.run_start import start_run
 
 
-@flow(name="lineage", flow_run_name=run_name("lineage in {}", "output_url"))
+@flow(name="lineage", flow_run_name=run_name("lineage in {}", "output_url"), **HOOKS)
 def lineage(key: str, output_url: str) -> dict[str, str]:
     """Tell where the row of an image comes from: run, model, dataset, settings, code, scores.
 

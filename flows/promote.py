@@ -3,6 +3,7 @@
 from prefect import flow
 
 from tasks.dataset import read_info
+from tasks.hooks import HOOKS
 from tasks.promote import (
     PromoteConfig,
     PromoteSummary,
@@ -15,7 +16,11 @@ from tasks.run_start import start_run
 from tasks.serving import model_url
 
 
-@flow(name="promote", flow_run_name=run_name("promote {} -> {}", "challenger_url", "models_url"))
+@flow(
+    name="promote",
+    flow_run_name=run_name("promote {} -> {}", "challenger_url", "models_url"),
+    **HOOKS,
+)
 def promote(
     dataset_url: str,
     challenger_url: str,

@@ -61,7 +61,8 @@ def _listen() -> None:
         if logger.level == logging.NOTSET:
             logger.setLevel(extra.getEffectiveLevel())
         for handler in extra.handlers:
-            logger.addHandler(handler)  # once, also where PREFECT_LOGGING_EXTRA_LOGGERS did it
+            if handler not in logging.getLogger().handlers:  # which hear the line anyway
+                logger.addHandler(handler)  # once, also where PREFECT_LOGGING_EXTRA_LOGGERS did it
 
 
 def _without_credentials(record: logging.LogRecord) -> bool:

@@ -1,11 +1,12 @@
 """Model files that describe themselves: safetensors with a JSON card, no code inside."""
 
+import contextlib
 import hashlib
 import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -216,8 +217,12 @@ def read_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a network's numbers."""
-    return {name: version(name) for name in ("fcn-flows", "torch", "torchvision")}
+    """Versions of what decides a network's numbers; of what is not installed, none."""
+    found = {}
+    for name in ("fcn-flows", "torch", "torchvision"):
+        with contextlib.suppress(PackageNotFoundError):  # run from a folder that is on the path
+            found[name] = version(name)
+    return found
 
 
 def _read_card(metadata: Mapping[str, str]) -> _Card:

@@ -7,6 +7,7 @@ within. So decoding happens elsewhere, in a few processes that live as long as t
 """
 
 import contextlib
+import logging
 import queue
 import signal
 import socket
@@ -46,6 +47,8 @@ GRACE = 0.5
 
 FILE_COPIES = 3
 """Copies of a file in its decoding process: as received, as kept, as a decoder wants it."""
+
+_logger = logging.getLogger(__name__)
 
 _ROOT = str(Path(__file__).resolve().parents[1])
 _COMMAND = "import sys; sys.path[0] = {!r}; from fcn.decoding import serve; serve({})"
@@ -116,6 +119,12 @@ class Decoders:
                     return process.ask(request, data, most=max(3 * pixels, MAX_TEXT_BYTES))
                 except OSError:
                     status, process = process.end(), None
+                    _logger.warning(
+                        "a decoding process ended with status %d at a %s of %s bytes",
+                        status,
+                        format_name(data) or "file",
+                        f"{len(data):,}",
+                    )
                 if status in _OVERTIME:
                     break
         except ImageError:

@@ -1,5 +1,7 @@
 """Where a network's first weights come from."""
 
+import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -21,6 +23,8 @@ from fcn.trunks import TRUNKS, classifier, first_convolution
 
 InitClasses = Literal["same", "by_name"]
 
+_logger = logging.getLogger(__name__)
+
 
 class Transplant(BaseModel):
     """What a transplant did.
@@ -32,6 +36,7 @@ class Transplant(BaseModel):
             a first convolution that sees further channels, scores chosen by class.
         left: Names of the weights that the source does not have; they keep their start.
         from_stride: Stride of the FCN the weights came from; None for a classifier.
+        sha256: Of the file that the weights came from; None where ``read`` gave none.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +46,7 @@ class Transplant(BaseModel):
     coerced: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     from_stride: int | None = None
+    sha256: str | None = None
 
 
 def transplant(
@@ -79,13 +85,23 @@ def transplant(
         ValueError: a file is named but ``read`` is not given.
     """
     if init == "none":
-        return Transplant(input=TORCHVISION, left=tuple(net.state_dict()))
-    if init == "imagenet":
-        return _from_imagenet(net)
-    if read is None:
+        done = Transplant(input=TORCHVISION, left=tuple(net.state_dict()))
+    elif init == "imagenet":
+        done = _from_imagenet(net)
+    elif read is None:
         raise ValueError(f"init={init!r} names a file, but no way to read one was given")
-    names = _channels(classes, further_classes or {})
-    return _from_file(net, read(init), names, init_classes)
+    else:
+        data = read(init)
+        digest = hashlib.sha256(data).hexdigest()
+        names = _channels(classes, further_classes or {})
+        done = _from_file(net, data, names, init_classes).model_copy(update={"sha256": digest})
+    _logger.info(
+        "first weights: %d transplanted, %d of them coerced; %d keep their start",
+        len(done.copied),
+        len(done.coerced),
+        len(done.left),
+    )
+    return done
 
 
 def _channels(classes: Classes, further: Mapping[str, Classes]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from prefect import flow
 from tasks.browse import BrowseSummary, make_page
 from tasks.hooks import HOOKS
 from tasks.run_names import run_name
+from tasks.run_start import start_run
 
 
 @flow(name="browse", flow_run_name=run_name("browse {}", "output_url"), **HOOKS)
@@ -28,4 +29,5 @@ def browse(
     Raises:
         StoreError: no output at output_url, it cannot be read, or the page not be written.
     """
+    start_run(output_url, page_url)
     return make_page(output_url, page_url, images_per_section, seed)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 VERBS = (
-    *("ingest", "train", "train_staged", "evaluate"),
-    *("predict", "verify", "compact", "browse", "pipeline"),
+    *("ingest", "train", "train_staged", "evaluate", "promote"),
+    *("predict", "verify", "compact", "browse", "lineage", "pipeline"),
 )
 
 # Wherever the command is typed; in the root of the checkout Prefect finds the same, and why,
@@ -104,6 +104,7 @@ def run_flow(flow: "Flow[..., Any]", options: Sequence[str]) -> int:
         parameters = parse(flow, options)
     except SystemExit:  # argparse has printed the help
         return 0
+    _require_no_credentials(parameters)
     hide_tracebacks()
     try:
         result = flow(**parameters)
@@ -145,6 +146,17 @@ def parse(flow: "Flow[..., Any]", options: Sequence[str]) -> dict[str, Any]:
     except SettingsError as error:
         raise UsageError(str(error).removeprefix("error parsing CLI: ")) from error
     return {name: getattr(values, name) for name in type(values).model_fields}
+
+
+def _require_no_credentials(parameters: Mapping[str, Any]) -> None:
+    """Prefect would store them with the run, before the run could look at them."""
+    from tasks.run_start import texts_of
+    from tasks.stores import StoreError, require_no_credentials
+
+    try:
+        require_no_credentials(*texts_of(parameters))
+    except StoreError as error:
+        raise UsageError(str(error)) from None
 
 
 def _nones(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from prefect import flow
 from tasks.compact import CompactSummary, compact_output
 from tasks.hooks import HOOKS
 from tasks.run_names import run_name
+from tasks.run_start import start_run
 
 
 @flow(name="compact", flow_run_name=run_name("compact {}", "output_url"), **HOOKS)
@@ -26,4 +27,5 @@ def compact(output_url: str) -> CompactSummary:
         MergeError: the newest run is not finished, or a part is damaged; nothing is removed.
         StoreError: no output at output_url, or it cannot be read or written.
     """
+    start_run(output_url)
     return compact_output(output_url)

@@ -12,6 +12,8 @@ from tasks.evaluate import (
 )
 from tasks.hooks import HOOKS
 from tasks.run_names import run_name
+from tasks.run_start import start_run
+from tasks.serving import resolve
 
 
 @flow(
@@ -36,7 +38,7 @@ def evaluate(
 
     Args:
         dataset_url: A dataset that ingest made.
-        model_url: A model.safetensors of a training run.
+        model_url: A model.safetensors of a training run, or the serving.json of promote.
         report_url: Where report.html, its plots and images.parquet (the scores of every image) go.
         split: Which split to score: train, val, test.
         config: Device, mirrored and scaled views, and how many examples the report shows.
@@ -47,9 +49,11 @@ def evaluate(
     Raises:
         DatasetError: no dataset at dataset_url, or no such split.
         CheckpointError: no usable model at model_url, or one of other classes.
+        PromoteError: a .json there that is no serving.json.
         StoreError: something cannot be read or written.
     """
+    start_run(dataset_url, model_url, report_url)
     info = read_info(dataset_url)
     claim_report(report_url)
-    evaluation = score_split(info, model_url, split, config)
+    evaluation = score_split(info, resolve(model_url), split, config)
     return report_evaluation(evaluation, info, report_url)

@@ -7,6 +7,7 @@ from tasks.hooks import HOOKS
 from tasks.ingest import IngestConfig, audit_source, list_source, publish_dataset
 from tasks.layouts import Layout
 from tasks.run_names import run_name
+from tasks.run_start import start_run
 from tasks.staging import Staging
 
 
@@ -53,6 +54,7 @@ def ingest(
             dataset_url.
         StoreError: the source cannot be read, or dataset_url not written.
     """
+    start_run(source_url, dataset_url, classes, config)
     source, table = list_source(source_url, dataset_url, layout, classes, config)
     further = {head: of_head.classes for head, of_head in table.further.items()}
     with Staging(

@@ -14,6 +14,7 @@ from tasks.layouts import Layout
 from tasks.pipeline import PipelineSummary, Places
 from tasks.predict import PredictConfig
 from tasks.run_names import run_name
+from tasks.run_start import start_run
 
 
 @flow(
@@ -51,6 +52,7 @@ def pipeline(
     Returns:
         The summaries of training's evaluation and of the prediction, and where all things are.
     """
+    start_run(source_url, collection_url, work_url, classes, ingest_config, train_config)
     places = Places(work_url)
     info = ingest(source_url, places.dataset_url, layout, classes, ingest_config)
     trained = train(places.dataset_url, places.run_url, train_config)

@@ -12,6 +12,8 @@ from tasks.predict import (
     segment_shards,
 )
 from tasks.run_names import run_name
+from tasks.run_start import start_run
+from tasks.serving import resolve
 
 
 @flow(
@@ -35,7 +37,7 @@ def predict(
         collection_url: A prefix (s3://bucket/photos), a prefix and a glob
             (s3://bucket/photos/**/left_*.jpg, s3://bucket/shards/*.tar), one image, tar file
             or Parquet file with images, or a CSV or Parquet list with a column url.
-        model_url: A model.safetensors of a training run.
+        model_url: A model.safetensors of a training run, or the serving.json of promote.
         output_url: Where manifest, parts and index go.
         config: Shards, batches, mask format, limits; where shards are segmented.
 
@@ -45,11 +47,14 @@ def predict(
     Raises:
         StoreError: a URL that does not exist or cannot be written; a collection without images.
         CheckpointError: no usable model at model_url.
+        PromoteError: a .json there that is no serving.json.
         DeviceError: a device this machine does not have.
         FanOutError: shards cannot be segmented where they should be: no such deployment or
             cluster, or a package that is not installed.
         PredictError: shards failed, or too many images; what is done is kept.
     """
+    start_run(collection_url, model_url, output_url)
+    model_url = resolve(model_url)
     plan = plan_prediction(collection_url, model_url, output_url, config)
     segmented = segment_shards(plan, model_url, config)
     summary = publish_prediction(plan, segmented)

@@ -4,6 +4,7 @@ from prefect import flow
 
 from tasks.child_runs import run_name
 from tasks.predict import PredictConfig, plan_partition, publish_partition, segment_shards
+from tasks.run_start import start_run
 
 
 @flow(name="predict-partition", flow_run_name=run_name)
@@ -34,6 +35,7 @@ def predict_partition(
         DeviceError: a device this machine does not have.
         PredictError: shards failed; parts that were finished are kept.
     """
+    start_run(output_url, model_url)
     shards = range(first_shard, last_shard + 1)
     plan = plan_partition(output_url, run, shards, config)
     segmented = segment_shards(plan, model_url, config, shards)

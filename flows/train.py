@@ -7,6 +7,7 @@ from tasks.dataset import read_info
 from tasks.evaluate import EvaluateConfig, evaluation_split, report_evaluation, score_split
 from tasks.hooks import HOOKS
 from tasks.run_names import run_name
+from tasks.run_start import start_run
 from tasks.train import TrainSummary, claim_run, train_network
 
 
@@ -42,6 +43,7 @@ def train(
         RankError: one of several training processes ended by itself, or was killed.
         StoreError: something cannot be read or written.
     """
+    start_run(dataset_url, run_url, config)
     info = read_info(dataset_url)
     run = claim_run(info, run_url, config)
     model_url = train_network(info, run, config)

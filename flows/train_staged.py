@@ -6,6 +6,7 @@ from fcn.recipes import TrainConfig
 from flows.train import train
 from tasks.hooks import HOOKS
 from tasks.run_names import run_name
+from tasks.run_start import start_run
 from tasks.stages import plan_stages
 from tasks.train import TrainSummary
 
@@ -45,5 +46,6 @@ def train_staged(
         RankError: one of several training processes ended by itself, or was killed.
         StoreError: something cannot be read or written.
     """
+    start_run(dataset_url, run_url, config)
     stages = plan_stages(run_url, config)
     return {stage.name: train(dataset_url, stage.run_url, stage.config) for stage in stages}

@@ -4,6 +4,7 @@ from prefect import flow
 
 from tasks.hooks import HOOKS
 from tasks.run_names import run_name
+from tasks.run_start import start_run
 from tasks.verify import VerifySummary, verify_output
 
 
@@ -26,4 +27,5 @@ def verify(output_url: str) -> VerifySummary:
         VerifyError: something is not as it was written.
         StoreError: no output at output_url, or it cannot be read.
     """
+    start_run(output_url)
     return verify_output(output_url)

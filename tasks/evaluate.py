@@ -19,8 +19,10 @@ from fcn.evaluate import Scored, SplitScores, score_samples
 from fcn.predict import Predictor
 from tasks import stores
 from tasks.artifacts import Progress, publish_markdown, publish_table
+from tasks.assets import materialise
 from tasks.dataset import DatasetInfo, Samples, open_split
 from tasks.image_scores import hardest, write_image_scores
+from tasks.models import read_model
 from tasks.report import Example, Report, choose_examples, markdown, write_report
 from tasks.report_data import percent, span
 from tasks.runs import Row
@@ -65,6 +67,7 @@ class Evaluation:
         examples: best, typical and worst samples with their predictions.
         further_examples: the same samples with those of further heads, by name.
         model: the model, for what its card says.
+        model_url: where it is.
         model_digest: SHA-256 of the model's file.
         config: how it was looked at.
     """
@@ -75,6 +78,7 @@ class Evaluation:
     examples: Sequence[Example]
     further_examples: Mapping[str, Sequence[Example]]
     model: Model
+    model_url: str
     model_digest: str
     config: EvaluateConfig
 
@@ -145,7 +149,7 @@ def score_split(
     """
     logger = get_run_logger()
     samples = open_split(info, split)
-    data = stores.read_bytes(model_url)
+    data = read_model(model_url)
     model = load_for(info, data, model_url)
     predictor = make_predictor(model, config)
     start = time.monotonic()
@@ -189,6 +193,7 @@ def score_split(
         examples=examples.pop(""),
         further_examples=examples,
         model=model,
+        model_url=model_url,
         model_digest=hashlib.sha256(data).hexdigest(),
         config=config,
     )
@@ -231,6 +236,7 @@ def report_evaluation(
         classes += [{**row, "class": f"{head}: {row['class']}"} for row in rows]
     publish_table("evaluate-classes", classes, "Figures of every class")
     publish_table("evaluate-hardest", hardest_rows, "The images with the lowest mean IU")
+    materialise(url, info.url, evaluation.model_url, name="report", mean_iu=result.scores.mean_iu)
     get_run_logger().info("report: %s", stores.redact(url))
     scores, intervals = result.scores, result.intervals
     return EvaluateSummary(

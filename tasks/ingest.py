@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fcn.images import MAX_PIXELS
 from tasks import stores
 from tasks.artifacts import Progress, publish_markdown, publish_table
+from tasks.assets import materialise
 from tasks.audit import NUM_THREADS, audit, counts_by_kind, find_values, require_no_errors
 from tasks.class_files import derive_classes, find_classes, find_further_classes
 from tasks.dataset import DatasetError, DatasetInfo, Finding
@@ -181,4 +182,5 @@ def publish_dataset(
         time.monotonic() - start,
     )
     publish_markdown("ingest-dataset", dataset_page(info))
+    materialise(dataset_url, source.url, name="dataset", digest=info.digest)
     return info

@@ -63,9 +63,11 @@ class ModelCard(BaseModel):
 class RunCard(BaseModel):
     """What a run is, beside its images.
 
-    ``merged`` holds, for a run of `compact`, the cards of those it was made of, one of each run
-    digest; it is empty for a run of `predict`. ``network_cores`` are used by the network
-    on a CPU in every process that works on the run; ``None`` in older ones: as many as torch takes.
+    ``code`` tells the code that planned it, see `tasks.provenance.code_version`; ``None`` in
+    older ones. ``merged`` holds, for a run of `compact`, the cards of those it was made of, one
+    of each run digest; it is empty for a run of `predict`. ``network_cores`` are used by the
+    network on a CPU in every process that works on the run; ``None`` in older ones: as many as
+    torch takes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,6 +78,7 @@ class RunCard(BaseModel):
     images_per_shard: int
     model: ModelCard
     network_cores: int | None = None
+    code: dict[str, Any] | None = None
     merged: tuple["RunCard", ...] = ()
 
     @property

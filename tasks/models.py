@@ -1,6 +1,7 @@
 """The trained model of a run: which one it is, and the one that is loaded in this process."""
 
 import hashlib
+import re
 import threading
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ from tasks import stores
 from tasks.manifest import ModelCard
 from tasks.predict_config import PredictConfig
 from tasks.stores import Entry, StoreError
+
+_UNDER_DIGEST = re.compile(r"(?:^|/)([0-9a-f]{64})\.safetensors$")
 
 _lock = threading.Lock()
 _loaded: dict[tuple[object, ...], "LoadedModel"] = {}
@@ -37,9 +40,26 @@ def find_model(model_url: str) -> Entry:
     return next(stores.list_entries(model_url))
 
 
+def read_model(model_url: str) -> bytes:
+    """The bytes of a model file, which are checked where its name is its SHA-256.
+
+    Raises:
+        StoreError: the file cannot be read.
+        CheckpointError: it is named after its digest, and has another one.
+    """
+    data = stores.read_bytes(model_url)
+    named = _UNDER_DIGEST.search(model_url)
+    if named and hashlib.sha256(data).hexdigest() != named[1]:
+        raise CheckpointError(
+            f"model {stores.redact(model_url)} has another SHA-256 than its name says: it is "
+            "damaged or was replaced; put the model back, or promote another one"
+        )
+    return data
+
+
 def is_same(model: Entry, card: ModelCard) -> bool:
     """Whether a model file is, by its store's word, the one of a card."""
-    place = stores.redact(model.url)
+    place = stores.redact(stores.absolute(model.url))
     return bool(model.etag) and (place, model.size, model.etag) == (card.url, card.size, card.etag)
 
 
@@ -60,8 +80,8 @@ def load_model(model: Entry, config: PredictConfig) -> LoadedModel:
 
 
 def _load(model: Entry, config: PredictConfig) -> LoadedModel:
-    place = stores.redact(model.url)
-    data = stores.read_bytes(model.url)
+    place = stores.redact(stores.absolute(model.url))
+    data = read_model(model.url)
     try:
         loaded = fcn.load(data)
     except CheckpointError as error:

@@ -26,6 +26,7 @@ from tasks.manifest import Manifest, ModelCard, RunCard
 from tasks.pages import align
 from tasks.part_file import Part
 from tasks.predict_config import PredictConfig, run_digest
+from tasks.provenance import code_version
 from tasks.stores import StoreError
 
 
@@ -84,6 +85,7 @@ def plan_run(collection_url: str, model_url: str, output_url: str, config: Predi
             images_per_shard=config.images_per_shard,
             model=model,
             network_cores=config.network_cores or engine.CORES.number,
+            code=code_version(),
         )
         num_deleted = _plan_next(output_url, card, images, runs)
         if num_deleted is not None:

@@ -17,6 +17,7 @@ from prefect.tasks import Task, exponential_backoff
 from tasks import child_runs, fan_out, parts, stores
 from tasks import manifest as manifests
 from tasks.artifacts import Progress, publish_markdown, publish_table
+from tasks.assets import materialise
 from tasks.fan_out import KEPT, Partition, shards_name
 from tasks.manifest import Manifest
 from tasks.plan import Plan, missing_shards, plan_run
@@ -378,6 +379,15 @@ def publish_prediction(plan: Plan, segmented: Segmented) -> PredictSummary:
     summary = summarise(plan, segmented.reports, segmented.seconds, segmented.elsewhere)
     if plan.missing:
         _show(summary, plan)
+        card = manifest.card
+        materialise(
+            manifest.output_url,
+            card.collection_url,
+            card.model.url,
+            name="prediction",
+            run=card.run,
+            run_digest=card.run_digest,
+        )
     return summary
 
 

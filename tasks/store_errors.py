@@ -30,6 +30,16 @@ class StoreUnavailable(StoreError):
     """A store that does not answer as it should: it may do so later, see `is_transient`."""
 
 
+class ClientError(Exception):
+    """What a store's client said, without credentials: the cause that a traceback shows.
+
+    Attributes:
+        errno: of the client's error, if it had one.
+    """
+
+    errno: int | None = None
+
+
 def is_transient(error: BaseException) -> bool:
     """Whether reading or writing again may succeed where it just failed with ``error``.
 
@@ -65,21 +75,31 @@ def explained(url: str, verb: str) -> Iterator[None]:
     except StoreError:
         raise
     except FileNotFoundError as error:
-        raise StoreError(f"cannot {verb} {place}: nothing there") from error
+        raise StoreError(f"cannot {verb} {place}: nothing there") from _shown(error)
     except PermissionError as error:
         raise StoreError(
             f"cannot {verb} {place}: permission denied; check who owns it and the credentials "
             "in the environment or in fsspec's configuration"
-        ) from error
+        ) from _shown(error)
     except Exception as error:
         if is_transient(error):
             raise StoreUnavailable(
                 f"cannot {verb} {place}: {type(error).__name__}: {_reason(error)}; check the "
                 "store's endpoint and the network, then run again"
-            ) from error
+            ) from _shown(error)
         if _is_lasting(error):
-            raise StoreError(f"cannot {verb} {place}: {_reason(error)}") from error
+            raise StoreError(f"cannot {verb} {place}: {_reason(error)}") from _shown(error)
         raise
+
+
+def _shown(error: Exception) -> ClientError:
+    """What stands for a client's error, and those it came of, in a traceback that Prefect keeps.
+
+    Clients put whole URLs into their errors, with what a redirect or an endpoint has in them.
+    """
+    said = ClientError(f"{type(error).__module__}.{type(error).__name__}: {_reason(error)}")
+    said.errno = getattr(error, "errno", None)
+    return said.with_traceback(error.__traceback__)
 
 
 def _is_lasting(error: Exception) -> bool:

@@ -13,6 +13,7 @@ import io
 import re
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +24,23 @@ from fsspec.utils import glob_translate
 from tasks import durable, listing
 from tasks.listing import UNKNOWN_SIZE, Entry
 from tasks.store_errors import StoreError, StoreUnavailable, explained, is_transient
-from tasks.urls import SCHEME, is_chain, join, local_path, redact, redact_text, split_glob
+from tasks.urls import (
+    SCHEME,
+    absolute,
+    is_chain,
+    join,
+    local_path,
+    redact,
+    redact_text,
+    split_glob,
+)
 
 __all__ = [
     "UNKNOWN_SIZE",
     "Entry",
     "StoreError",
     "StoreUnavailable",
+    "absolute",
     "create_bytes",
     "create_file",
     "exists",
@@ -40,6 +51,7 @@ __all__ = [
     "kind_of",
     "list_entries",
     "local_path",
+    "modified",
     "open_input",
     "read_bytes",
     "redact",
@@ -275,6 +287,18 @@ def stat(url: str) -> Entry:
     fs, path = filesystem(url)
     with explained(url, "read"):
         return listing.single(fs, path, url)
+
+
+def modified(url: str) -> datetime:
+    """When the object at ``url`` was last written, by its store's clock, in UTC.
+
+    Raises:
+        StoreError: nothing there, no permission to look, or a store that does not tell.
+    """
+    fs, path = filesystem(url)
+    with explained(url, "read the time of"):
+        found: datetime = fs.modified(path)
+        return found.astimezone(UTC)
 
 
 def kind_of(url: str) -> Literal["prefix", "object", "glob"]:

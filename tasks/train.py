@@ -11,6 +11,7 @@ from fcn.recipes import TrainConfig
 from fcn.train import check_shareable
 from tasks import stores
 from tasks.artifacts import Progress
+from tasks.assets import materialise
 from tasks.dataset import DatasetInfo
 from tasks.runs import Run, claim
 from tasks.torchrun import num_processes, train_over_ranks
@@ -71,6 +72,8 @@ def train_network(info: DatasetInfo, run: Run, config: TrainConfig) -> str:
                 advance=progress.advance,
             )
     logger.info("trained %s steps in %.0f s", f"{num_steps:,}", time.monotonic() - start)
+    for url in filter(None, (run.model_url, run.find_best())):
+        materialise(url, info.url, name="model", dataset_digest=info.digest)
     return run.model_url
 
 

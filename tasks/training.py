@@ -23,6 +23,7 @@ from fcn.train import Step, Trainer, transplant_of
 from fcn.weights import transplant
 from tasks import stores
 from tasks.dataset import FIRST_HEAD, DatasetInfo, Samples, open_split
+from tasks.provenance import init_facts, training_facts
 from tasks.runs import Row, Run
 
 NUM_ROWS = 200
@@ -71,7 +72,13 @@ def make_trainer(
     else:
         first = transplant_of(state)
     return Trainer(
-        Model(net, info.classes, first.input, further_classes=info.further_classes),
+        Model(
+            net,
+            info.classes,
+            first.input,
+            init_facts(config, first),
+            further_classes=info.further_classes,
+        ),
         samples,
         config,
         class_pixels=info.splits["train"].all_class_pixels,
@@ -209,8 +216,7 @@ class Recorder:
     def _model_bytes(self, evaluation: Row | None) -> bytes:
         """The model as it is now, with its figures on val."""
         self.trainer.model.facts.update(
-            dataset={"digest": self.info.digest, "source": self.info.source},
-            config=self.config.model_dump(mode="json") | {"init": stores.redact(self.config.init)},
+            **training_facts(self.info, self.config),
             scores={"split": "val", **evaluation} if evaluation else {},
         )
         return to_bytes(self.trainer.model)

@@ -1,5 +1,6 @@
 """URLs as text: their parts, and what of them may be shown."""
 
+import contextlib
 import re
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
@@ -12,7 +13,7 @@ _QUERY_IS_NAME = {"s3", "s3a", "gs", "gcs", "memory", "az", "abfs", "abfss", *_A
 _USER_IS_NAME = {"abfs", "abfss", *_ARCHIVES}  # abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/…
 _LINK = re.compile(r"::(?=[A-Za-z][A-Za-z0-9+.\-]*://)")
 _CACHE = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*::")  # simplecache::URL
-_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://[^\s'\"<>]+")
+_URL_IN_TEXT = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://(?:[^\s/?#]*@)?[^\s'\"<>]+")
 
 
 def join(url: str, *parts: str) -> str:
@@ -27,7 +28,16 @@ def local_path(url: str) -> Path | None:
         return None
     if "::" in url and not url.startswith(("/", ".", "file:", "local:")):
         return None
-    return Path(url[match.end() :] if match else url).expanduser().absolute()
+    path = Path(url[match.end() :] if match else url)
+    with contextlib.suppress(RuntimeError):  # "~nobody" is a name like any other
+        path = path.expanduser()
+    return path.absolute()
+
+
+def absolute(url: str) -> str:
+    """``url``, where it is a local path as a process in any folder may open it."""
+    path = local_path(url)
+    return url if path is None else str(path)
 
 
 def redact(url: str) -> str:

@@ -125,6 +125,16 @@ def test_death_of_a_decoder_is_an_error_of_its_image(
     assert time.monotonic() - start < 20
 
 
+def test_death_of_a_decoder_is_a_line_of_the_log(
+    deadly_decoders: Decoders, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = deadly("abort")
+    with pytest.raises(DecoderCrashed):
+        deadly_decoders.decode(image, max_pixels=1000)
+    line = f"a decoding process ended with status {-signal.SIGABRT} at a file of {len(image)} bytes"
+    assert caplog.messages == [line, line]
+
+
 def test_decoder_that_sleeps_is_ended_by_the_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

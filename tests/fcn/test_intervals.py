@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fcn.intervals import NUM_DRAWS, bootstrap, tally
+from fcn.intervals import NUM_DRAWS, Interval, bootstrap, paired_gain, tally
 from fcn.metrics import Scores
 
 
@@ -64,3 +64,34 @@ def test_draws_without_a_counted_pixel_are_left_out() -> None:
     found = bootstrap(tallies).pixel_accuracy
     assert (found.low, found.high) == (0.75, 0.75)
     assert np.isnan(bootstrap(tallies[[1, 1]]).mean_iu.low)
+
+
+def test_a_gain_is_that_of_scores_of_the_same_images_drawn_anew(rng: np.random.Generator) -> None:
+    ours, theirs = matrices(rng, 12), matrices(rng, 12)
+    found = paired_gain(*(np.stack([tally(m) for m in model]) for model in (ours, theirs)), seed=3)
+    draws, gains = np.random.default_rng(3), []
+    for _ in range(NUM_DRAWS):
+        drawn = draws.integers(12, size=12)
+        scores = [Scores(model[drawn].sum(axis=0)).mean_iu for model in (ours, theirs)]
+        gains.append(scores[0] - scores[1])
+    low, high = np.quantile(gains, [0.025, 0.975])
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_a_small_gain_on_every_image_is_seen_although_the_scores_spread_wide() -> None:
+    rng = np.random.default_rng(0)
+    right = rng.integers(200, 900, 40)
+    tallies = np.zeros((2, 40, 3, 1), np.int64)
+    tallies[:, :, 1], tallies[:, :, 2] = 1000, 1000
+    tallies[0, :, 0, 0], tallies[1, :, 0, 0] = right + 5, right
+    gain, alone = paired_gain(*tallies), bootstrap(tallies[0]).mean_iu
+    assert gain.low > 0
+    assert gain.high - gain.low < (alone.high - alone.low) / 10
+
+
+def test_nothing_gains_on_itself_and_no_image_tells_nothing(rng: np.random.Generator) -> None:
+    tallies = np.stack([tally(matrix) for matrix in matrices(rng, 5)])
+    assert paired_gain(tallies, tallies) == Interval(low=0.0, high=0.0)
+    assert np.isnan(paired_gain(tallies[:1], tallies[:1]).low)
+    with pytest.raises(ValueError, match="not of the same images"):
+        paired_gain(tallies, tallies[:4])

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import struct
 import zipfile
@@ -49,6 +50,19 @@ def test_a_finer_net_takes_all_of_a_coarser_one() -> None:
     assert done.input == CAFFE  # inputs belong to the weights
     assert torch.equal(net.score_fr.weight, coarse.net.score_fr.weight)
     assert not net.fuse["16"].score_pool.weight.any()  # type: ignore[union-attr, operator]
+
+
+def test_the_file_that_weights_came_from_is_told_by_its_digest(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data, net = to_bytes(trained(32)), fcn.FCN("resnet18", len(CLASSES), 16)
+    with caplog.at_level("INFO", logger="fcn.weights"):
+        done = transplant(net, "coarse", CLASSES, reader(data))
+    assert done.sha256 == hashlib.sha256(data).hexdigest()
+    assert caplog.messages == [
+        f"first weights: {len(done.copied)} transplanted, 0 of them coerced; 2 keep their start"
+    ]
+    assert transplant(net, "none", CLASSES).sha256 is None
 
 
 def test_another_class_list_is_refused() -> None:

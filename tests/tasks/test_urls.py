@@ -51,3 +51,13 @@ def test_local_path_knows_what_is_local(url: str, path: str | None) -> None:
 def test_relative_and_home_paths_are_made_absolute(monkeypatch: pytest.MonkeyPatch) -> None:
     assert urls.local_path("a/b") == Path.cwd() / "a" / "b"
     assert urls.local_path("~/b") == Path.home() / "b"
+    assert urls.local_path("~nobody-at-all/b") == Path.cwd() / "~nobody-at-all" / "b"
+
+
+@pytest.mark.parametrize(
+    "url", ["https://me:pa'ss@host/x", "https://host/x?sig=secret", "s3://key:se'cret@bucket/x"]
+)
+def test_texts_show_no_credentials(url: str) -> None:
+    text = urls.redact_text(f"cannot get '{url}', nor <{url}>")
+    shown = urls.redact(url)
+    assert text == f"cannot get '{shown}', nor <{shown}>"

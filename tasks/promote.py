@@ -1,0 +1,309 @@
+"""The tasks of a promotion: score challenger and champion on the same images, and decide."""
+
+import hashlib
+import math
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.events import emit_event
+from pydantic import BaseModel, ConfigDict, Field
+
+from fcn.device import Device, Precision
+from fcn.evaluate import score_samples
+from fcn.intervals import UNKNOWN, Interval, bootstrap, paired_gain, tally
+from fcn.metrics import Scores
+from fcn.predict import Predictor
+from tasks import serving, stores
+from tasks.artifacts import Progress, publish_table
+from tasks.assets import materialise
+from tasks.dataset import DatasetInfo, open_split
+from tasks.evaluate import load_for
+from tasks.models import read_model
+from tasks.report_data import percent, span
+from tasks.serving import Previous, Promotion
+
+EVENT = "fcn.model.promoted"
+"""The event that a promotion emits, for automations."""
+
+
+class PromoteConfig(BaseModel):
+    """Settings of `promote`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rule: Literal["gain", "always"] = Field(
+        "gain",
+        description="gain: promote a challenger that gains more than min_gain; always: promote "
+        "it whatever it scores, such as an earlier model to go back to.",
+    )
+    min_gain: float = Field(
+        0.0,
+        ge=-1,
+        le=1,
+        description="With the rule gain: the lower end of the paired 95 % interval of the gain in "
+        "mean IU must be above this; 0.01 is one point. Below 0 a loss is taken, too.",
+    )
+    device: Device = Field(
+        "auto",
+        description="Where the networks run: auto (a GPU where there is one), cpu, cuda, cuda:1.",
+    )
+    precision: Precision = Field(
+        "auto", description="The networks' arithmetic; auto is bf16 on a GPU, fp32 elsewhere."
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contender:
+    """A model and what it scores, image by image.
+
+    Attributes:
+        url: where it was read.
+        data: the bytes of its file, those that were scored.
+        sha256: of these.
+        tallies: ``N x 3 x C``, see `fcn.intervals.tally`.
+        mean_iu: over the classes present in truth or prediction.
+        interval: of the mean IU.
+    """
+
+    url: str
+    data: bytes = field(repr=False)
+    sha256: str
+    tallies: NDArray[np.int64] = field(repr=False)
+    mean_iu: float
+    interval: Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromoteSummary:
+    """What became of a challenger.
+
+    Attributes:
+        promoted: yes or no, and why.
+        serving_url: the pointer, for predict and evaluate as model_url.
+        model_url: the model that serves now.
+        split: what was compared on.
+        num_images: images in it.
+        mean_iu: of the challenger.
+        champion_mean_iu: of the model that served so far; None if there was none.
+        gain: by how much the challenger's is higher.
+        gain_low: lower bound of the paired 95 % interval of that.
+        gain_high: its upper bound.
+    """
+
+    promoted: str
+    serving_url: str
+    model_url: str
+    split: str
+    num_images: int
+    mean_iu: float
+    champion_mean_iu: float | None
+    gain: float | None
+    gain_low: float | None
+    gain_high: float | None
+
+
+@task(task_run_name="find the serving model", cache_policy=NO_CACHE)
+def find_champion(models_url: str) -> Promotion | None:
+    """The promotion that counts, to which the pointer is set if it is not; None for none yet.
+
+    Raises:
+        StoreError: ``models_url`` holds credentials, or cannot be written.
+        PromoteError: a record there is none of ours.
+    """
+    stores.require_no_credentials(models_url)
+    stores.require_writable(models_url)
+    return serving.point(models_url)
+
+
+@task(task_run_name="score the {role} on {split}", cache_policy=NO_CACHE, persist_result=False)
+def score_contender(
+    role: Literal["challenger", "champion"],
+    info: DatasetInfo,
+    model_url: str,
+    split: str,
+    config: PromoteConfig,
+) -> Contender:
+    """Score a model on every image of a split, at the labels' own resolution.
+
+    Raises:
+        CheckpointError: no usable model, or one of other classes than the dataset's.
+        DatasetError: the dataset has no such split.
+        StoreError: the model cannot be read.
+    """
+    samples = open_split(info, split)
+    data = read_model(model_url)
+    predictor = Predictor(
+        load_for(info, data, model_url), device=config.device, precision=config.precision
+    )
+    total = np.zeros((len(info.classes), len(info.classes)), np.int64)
+    tallies, start = [], time.monotonic()
+    with Progress(
+        f"promote-{role}", total=len(samples), description=f"Scoring the {role}"
+    ) as progress:
+        for sample in score_samples(predictor, samples):
+            total += sample.confusion
+            tallies.append(tally(sample.confusion))
+            progress.advance()
+    stacked = np.reshape(tallies, (-1, 3, len(info.classes)))
+    contender = Contender(
+        url=stores.redact(model_url),
+        data=data,
+        sha256=hashlib.sha256(data).hexdigest(),
+        tallies=stacked,
+        mean_iu=Scores(total).mean_iu,
+        interval=bootstrap(stacked).mean_iu,
+    )
+    get_run_logger().info(
+        "%s %s: mean IU %s on %s images of %s in %.1f s",
+        role,
+        contender.url,
+        percent(contender.mean_iu) + span(contender.interval, " (%s)"),
+        f"{len(samples):,}",
+        split,
+        time.monotonic() - start,
+    )
+    return contender
+
+
+@task(task_run_name="decide", cache_policy=NO_CACHE, persist_result=False)
+def settle(
+    info: DatasetInfo,
+    models_url: str,
+    split: str,
+    before: Promotion | None,
+    challenger: Contender,
+    champion: Contender | None,
+    config: PromoteConfig,
+) -> PromoteSummary:
+    """Promote the challenger if the rule says so, and show the comparison on the run's page.
+
+    Raises:
+        PromoteError: another promotion was faster.
+        StoreError: ``models_url`` cannot be written.
+    """
+    gain, interval = math.nan, UNKNOWN
+    if champion is not None:
+        gain = challenger.mean_iu - champion.mean_iu
+        interval = paired_gain(challenger.tallies, champion.tallies)
+    is_promoted, reason = decide(before, challenger, interval, config)
+    if is_promoted:
+        promotion = Promotion(
+            number=before.number + 1 if before else 0,
+            model_url=stores.absolute(serving.keep_model(models_url, challenger.data)),
+            sha256=challenger.sha256,
+            source_url=stores.absolute(challenger.url),
+            promoted_at=datetime.now(UTC),
+            rule=config.rule if before else "first",
+            dataset_url=stores.absolute(stores.redact(info.url)),
+            dataset_digest=info.digest,
+            split=split,
+            num_images=len(challenger.tallies),
+            mean_iu=_known(challenger.mean_iu),
+            mean_iu_low=_known(challenger.interval.low),
+            mean_iu_high=_known(challenger.interval.high),
+            gain=_known(gain),
+            gain_low=_known(interval.low),
+            gain_high=_known(interval.high),
+            previous=before
+            and Previous(number=before.number, model_url=before.model_url, sha256=before.sha256),
+        )
+        serving.publish(models_url, promotion)
+        _announce(promotion, models_url)
+        materialise(promotion.model_url, challenger.url, info.url, name="serving model")
+    get_run_logger().info("%s: %s", "promoted" if is_promoted else "not promoted", reason)
+    publish_table(
+        "promote-comparison", comparison_rows(challenger, champion, gain, interval), reason
+    )
+    serving_model = serving.newest(models_url)
+    return PromoteSummary(
+        promoted=f"{'yes' if is_promoted else 'no'}: {reason}",
+        serving_url=serving.serving_url(models_url),
+        model_url=serving_model.model_url if serving_model else "",
+        split=split,
+        num_images=len(challenger.tallies),
+        mean_iu=challenger.mean_iu,
+        champion_mean_iu=None if champion is None else champion.mean_iu,
+        gain=_known(gain),
+        gain_low=_known(interval.low),
+        gain_high=_known(interval.high),
+    )
+
+
+def decide(
+    before: Promotion | None, challenger: Contender, gain: Interval, config: PromoteConfig
+) -> tuple[bool, str]:
+    """Whether a challenger is promoted, and why.
+
+    Args:
+        before: The promotion of the model that serves; None for none.
+        challenger: The model that may take its place.
+        gain: Paired interval of what it gains.
+        config: The rule.
+    """
+    if before is None:
+        return True, "no model served before"
+    if challenger.sha256 == before.sha256:
+        return False, "this very model serves already"
+    if math.isnan(gain.low):
+        found, above = "the gain is not known: there are fewer than two images", False
+    else:
+        above = gain.low > config.min_gain
+        found = (
+            f"the gain in mean IU is at least {_points(gain.low)} points (95 %), "
+            f"{'above' if above else 'not above'} min_gain={_points(config.min_gain)} points"
+        )
+    if config.rule == "always":
+        return True, f"rule always; {found}"
+    return above, found
+
+
+def comparison_rows(
+    challenger: Contender, champion: Contender | None, gain: float, interval: Interval
+) -> list[dict[str, str]]:
+    """A row for each model, and one for the gain."""
+    rows = [
+        {
+            "model": f"{role} {one.url}",
+            "SHA-256": one.sha256[:12],
+            "mean IU": percent(one.mean_iu) + span(one.interval, " (%s)"),
+        }
+        for role, one in (("challenger", challenger), ("champion", champion))
+        if one is not None
+    ]
+    if champion is not None:
+        bounds = f"{_points(interval.low)} to {_points(interval.high)}"
+        rows.append(
+            {"model": "gain", "SHA-256": "", "mean IU": f"{_points(gain)} points ({bounds})"}
+        )
+    return rows
+
+
+def _announce(promotion: Promotion, models_url: str) -> None:
+    """Tell automations; see `EVENT`."""
+    emit_event(
+        EVENT,
+        resource={
+            "prefect.resource.id": f"fcn.model.{promotion.sha256}",
+            "prefect.resource.name": promotion.model_url,
+            "fcn.serving.url": stores.absolute(serving.serving_url(models_url)),
+        },
+        payload={
+            "serving_url": stores.absolute(serving.serving_url(models_url)),
+            **promotion.model_dump(mode="json"),
+        },
+    )
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _points(value: float) -> str:
+    """A difference of mean IU in points of a hundred, with its sign."""
+    return "–" if math.isnan(value) else f"{100 * value:+.2f}"

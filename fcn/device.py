@@ -2,17 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 
 from fcn.errors import DeviceError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
-"""Names of devices in settings: auto (a GPU where there is one), cpu, cuda, cuda:1, …"""
 
 
 def find_device(device: str) -> torch.device:

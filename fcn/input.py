@@ -1,15 +1,16 @@
 """How an image's bytes become what a network was trained on. Inputs belong to the weights."""
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 Triple = tuple[float, float, float]
 
 
-class InputSpec(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class InputSpec:
     """Channel order and normalisation, in units of 0..255.
 
     Attributes:
@@ -18,7 +19,7 @@ class InputSpec(BaseModel):
         std: Divides each channel afterwards.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # on model cards (`fcn.checkpoint`)
 
     channel_order: Literal["RGB", "BGR"]
     mean: Triple

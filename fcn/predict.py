@@ -1,9 +1,10 @@
 """Label maps of images of any size, by a trained model."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from fcn.checkpoint import Model, check_gives_labels
 from fcn.classes import Classes
 from fcn.device import Precision, autocast, find_device
+from fcn.streams import Streams, on_gpu
 from fcn.winners import winners
 
 TILE_SIZE = 1024
@@ -25,6 +27,9 @@ MAX_SCORES = 84_000_000
 
 BAND_ROWS = 24
 """Rows that a CPU upsamples and reads off together: 1 MB of scores at 500 pixels and 21 classes."""
+
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,9 @@ class Predictor:
     """Segments images, each at its own size.
 
     On a CPU images run one by one: a batch gains nothing, and rounds otherwise. On a GPU those
-    of equal size run together. What a CPU says of an image depends on the image, the kind of
-    processor and the number of torch's threads (which divide the sums), and on nothing else.
+    of equal size run together, and the next ones are on their way there meanwhile
+    (`fcn.streams`). What a CPU says of an image depends on the image, the kind of processor and
+    the number of torch's threads (which divide the sums), and on nothing else.
 
     Args:
         model: a trained model.
@@ -79,7 +85,13 @@ class Predictor:
         self.device = find_device(device)
         self.precision: Precision = precision
         self.model = model
-        self.net = model.net.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self._streams: Streams | None = None
+        if self.device.type == "cuda":
+            self.net = on_gpu(model.net, self.device, precision)
+            sizes = [len(classes) for classes in model.all_classes]
+            self._streams = Streams(self.net, model.input, sizes)
+        else:
+            self.net = model.net.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.batch_size = 1 if self.device.type == "cpu" else batch_size or 8
         self.tile_size = tile_size
 
@@ -90,7 +102,10 @@ class Predictor:
 
     @property
     def side_by_side(self) -> bool:
-        """Whether several threads may call it at once, with an image each: not on a GPU."""
+        """Whether it runs on the cores of this machine, an image a core: not on a GPU.
+
+        Several threads may call it at once either way.
+        """
         return self.device.type == "cpu"
 
     @property
@@ -113,14 +128,23 @@ class Predictor:
         """
         check_images(images)
         done: dict[int, Prediction] = {}
+        for batch, found in one_ahead(self._begun(images)):
+            done.update(zip(batch, found(), strict=True))
+        return [done[index] for index in range(len(images))]
+
+    def _begun(
+        self, images: Sequence[np.ndarray]
+    ) -> Iterator[tuple[list[int], Callable[[], list[Prediction]]]]:
+        """Batches of indices, with what waits for their predictions."""
         by_size = sorted(range(len(images)), key=lambda index: images[index].shape)
         for shape, group in itertools.groupby(by_size, key=lambda index: images[index].shape):
             tile = self._tile(shape[0], shape[1])
             for batch in _batches(list(group), 1 if tile else self.batch_size):
                 pixels = [images[index] for index in batch]
-                run = self._run_tiles(pixels[0], tile) if tile else self._run(pixels)
-                done.update(zip(batch, run, strict=True))
-        return [done[index] for index in range(len(images))]
+                if tile:
+                    yield batch, partial(self._run_tiles, pixels[0], tile)
+                else:
+                    yield batch, partial(self._run, self._begin(pixels, 0, 0, *shape[:2]))
 
     def _tile(self, height: int, width: int) -> int | None:
         """Side of the tiles of an image; None if it runs whole."""
@@ -132,18 +156,15 @@ class Predictor:
             return TILE_SIZE if large else None
         return self.tile_size if max(height, width) > self.tile_size else None
 
-    @torch.inference_mode()
-    def _run(self, images: Sequence[np.ndarray]) -> list[Prediction]:
+    def _run(self, found: Callable[[], tuple[list[np.ndarray], Tensor]]) -> list[Prediction]:
         """Images of equal size, together."""
-        score = self._score(images[0][None] if len(images) == 1 else np.stack(images))
-        labels, sums = self._choose(score, 0, 0, *images[0].shape[:2])
+        labels, sums = found()
         means = sums / labels[0][0].size
         return [
             prediction([label[index] for label in labels], confidences, self.further_classes)
             for index, confidences in enumerate(means.T.tolist())
         ]
 
-    @torch.inference_mode()
     def _run_tiles(self, image: np.ndarray, tile: int) -> list[Prediction]:
         """One image in tiles; only labels and a sum outlive a tile."""
         height, width, _ = image.shape
@@ -151,16 +172,40 @@ class Predictor:
         tile, margin = (-(-n // step) * step for n in (tile, self.net.field // 2 + 1))
         whole = self._empty(height, width)
         total = torch.zeros(len(whole), dtype=torch.float64)
-        for top, left in itertools.product(range(0, height, tile), range(0, width, tile)):
-            y, x = max(0, top - margin), max(0, left - margin)
-            seen = image[y : top + tile + margin, x : left + tile + margin]
-            cores = [label[top : top + tile, left : left + tile] for label in whole]
-            labels, sums = self._choose(self._score(seen[None]), top - y, left - x, *cores[0].shape)
+
+        def begun() -> Iterator[tuple[list[np.ndarray], Callable[[], Any]]]:
+            for top, left in itertools.product(range(0, height, tile), range(0, width, tile)):
+                y, x = max(0, top - margin), max(0, left - margin)
+                seen = image[y : top + tile + margin, x : left + tile + margin]
+                cores = [label[top : top + tile, left : left + tile] for label in whole]
+                yield cores, self._begin([seen], top - y, left - x, *cores[0].shape)
+
+        for cores, found in one_ahead(begun()):
+            labels, sums = found()
             for core, label in zip(cores, labels, strict=True):
                 core[:] = label[0]
             total += sums[:, 0]
         confidences = (total / (height * width)).tolist()
         return [prediction(whole, confidences, self.further_classes)]
+
+    def _begin(
+        self, images: Sequence[np.ndarray], top: int, left: int, height: int, width: int
+    ) -> Callable[[], tuple[list[np.ndarray], Tensor]]:
+        """Have a GPU start with a window of images of equal size; a CPU starts when asked.
+
+        What is returned gives label maps ``N x H x W`` of each of K heads, and the sums of
+        their probabilities, float64 ``K x N``.
+        """
+        if self._streams is not None:
+            return self._streams.begin(images, (top, left, height, width))
+        return partial(self._label, images, top, left, height, width)
+
+    @torch.inference_mode()
+    def _label(
+        self, images: Sequence[np.ndarray], top: int, left: int, height: int, width: int
+    ) -> tuple[list[np.ndarray], Tensor]:
+        score = self._score(images[0][None] if len(images) == 1 else np.stack(images))
+        return self._choose(score, top, left, height, width)
 
     def _score(self, pixels: np.ndarray) -> Tensor:
         """Scores ``N x C x h x w`` at the network's stride, of uint8 ``N x H x W x 3``."""
@@ -177,16 +222,15 @@ class Predictor:
 
         Label maps ``N x H x W`` of each of K heads, and float64 ``K x N`` on the CPU.
 
-        On a CPU the scores of all pixels are never in memory, only those of a band of rows.
+        The scores of all pixels are never in memory, only those of a band of rows.
         """
         upscore = self.net.upscore
         window = upscore.crop + top, upscore.crop + left, height, width
-        num_rows = BAND_ROWS if self.device.type == "cpu" else height
         labels = self._empty(len(score), height, width)
         sums = torch.zeros(len(labels), len(score), dtype=torch.float64, device=self.device)
         sizes = [len(classes) for classes in self.model.all_classes]
-        for number, scores in enumerate(upscore.bands(score, *window, num_rows)):
-            rows = slice(number * num_rows, (number + 1) * num_rows)
+        for number, scores in enumerate(upscore.bands(score, *window, BAND_ROWS)):
+            rows = slice(number * BAND_ROWS, (number + 1) * BAND_ROWS)
             for head, band in enumerate(torch.split(scores.float(), sizes, dim=1)):
                 winner, certain = winners(band)
                 sums[head] += certain
@@ -220,6 +264,13 @@ def check_images(images: Sequence[np.ndarray]) -> None:
     for image in images:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"an image must be uint8 H x W x 3, found {image.dtype} {image.shape}")
+
+
+def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """Each item once the next one has been made too."""
+    for item, _ in itertools.pairwise(itertools.chain(items, (None,))):
+        assert item is not None
+        yield item
 
 
 def _batches(indices: list[int], size: int) -> Iterator[list[int]]:

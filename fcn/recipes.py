@@ -9,8 +9,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
-from fcn.device import Device, Precision
+from fcn.device import Precision
 from fcn.trunks import TRUNKS, Backbone
+
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+"""Names of devices in settings: auto (a GPU where there is one), cpu, cuda, cuda:1, …"""
 
 Pixels = Annotated[int, Field(ge=1)]
 OptimizerName = Literal["sgd", "adamw"]

@@ -93,7 +93,10 @@ class Segmenter(Protocol):
 
     @property
     def side_by_side(self) -> bool:
-        """Whether several threads may call it at once, with an image each."""
+        """Whether it runs on the cores of this machine, an image a core.
+
+        Another, a GPU's, is called with a batch by every shard in work, in a thread of its own.
+        """
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
         """Label maps and confidences of RGB images uint8 ``H x W x 3``, in their order."""
@@ -339,9 +342,13 @@ class _Engine:
         """
         if not images:
             return []
+        run = partial(self._run, images, 1.0)
+        if not self.predictor.side_by_side:
+            # In this thread: a GPU has the next shard's batch on its way while one is in work.
+            return self._predicted(images, run)
         pixels = max(image.shape[0] * image.shape[1] for image in images.values())
-        if not (self.predictor.side_by_side and pixels * self.cores.number <= MAX_WHOLE_PIXELS):
-            return self._predicted(images, self.cores.on_all(partial(self._run, images, 1.0)))
+        if pixels * self.cores.number > MAX_WHOLE_PIXELS:
+            return self._predicted(images, self.cores.on_all(run).result)
         jobs = {
             key: self.cores.on_one(partial(self._run, {key: images[key]}, 1 / self.cores.number))
             for key in images
@@ -349,14 +356,14 @@ class _Engine:
         return [
             outcome
             for key, job in jobs.items()
-            for outcome in self._predicted({key: images[key]}, job)
+            for outcome in self._predicted({key: images[key]}, job.result)
         ]
 
     def _predicted(
-        self, images: Mapping[str, np.ndarray], job: Future[list[Prediction | Exception]]
+        self, images: Mapping[str, np.ndarray], found: Callable[[], list[Prediction | Exception]]
     ) -> list[Prediction | Exception]:
         try:
-            return job.result()
+            return found()
         except (torch.OutOfMemoryError, MemoryError) as error:
             if len(images) == 1:
                 return [error]

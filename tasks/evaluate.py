@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from fcn import evaluate as scoring
 from fcn.averaging import AveragedPredictor
 from fcn.checkpoint import Model, load
-from fcn.device import Device, Precision
+from fcn.device import Precision
 from fcn.errors import CheckpointError
 from fcn.evaluate import Scored, SplitScores, score_samples
 from fcn.predict import Predictor
+from fcn.recipes import Device
 from tasks import stores
 from tasks.artifacts import Progress, publish_markdown, publish_table
 from tasks.assets import materialise

@@ -6,9 +6,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from fcn.device import Device, Precision, find_device, resolve_precision
+from fcn.device import Precision, find_device, resolve_precision
 from fcn.images import MAX_PIXELS
 from fcn.masks import MaskFormat
+from fcn.recipes import Device
 from tasks.budget import least_budget
 from tasks.reading import MAX_BYTES
 

@@ -24,6 +24,10 @@ from fcn.trunks import Backbone, Geometry
 
 FORMAT = 1
 CARD_KEY = "fcn"
+
+Range = tuple[float, float]
+"""The smallest and the largest value of a layer's input; 0 lies between them."""
+
 MAX_HEADER_BYTES = 100_000_000
 """Limit on a safetensors header; the same as in the safetensors library."""
 
@@ -37,12 +41,15 @@ class Model:
         classes: Names and colours of its scores' channels.
         input: What its images must be turned into.
         facts: How it came to be: data set digest, configuration, scores, versions.
+        ranges: Of a model that computes with integers (`fcn.quantise`), what the inputs of its
+            convolutions range over, by the name of the layer; else None.
     """
 
     net: FCN
     classes: Classes
     input: InputSpec
     facts: dict[str, Any] = field(default_factory=dict)
+    ranges: Mapping[str, Range] | None = None
 
 
 class _Card(BaseModel):

@@ -172,7 +172,7 @@ class _Graph:
         if isinstance(layer, nn.Dropout | nn.Identity | nn.BatchNorm2d):
             return source
         if isinstance(layer, nn.MaxPool2d):
-            return self._add("MaxPool", source, ceil_mode=int(layer.ceil_mode), **_window(layer))
+            return self._add("MaxPool", source, **_window(layer))
         if isinstance(layer, nn.LocalResponseNorm):
             numbers = {"alpha": layer.alpha, "beta": layer.beta, "bias": layer.k}
             return self._add("LRN", source, size=layer.size, **numbers)
@@ -228,5 +228,12 @@ def _window(layer: nn.Module) -> dict[str, list[int]]:
     """Kernel, stride, padding and dilation of a convolution or pooling, in ONNX's words."""
     sides = window(layer)
     assert sides is not None
-    names = {"kernel_shape": 2, "strides": 2, "pads": 4, "dilations": 2}
-    return {name: [side] * n for (name, n), side in zip(names.items(), sides.values(), strict=True)}
+    before = after = sides["padding"]
+    if getattr(layer, "ceil_mode", False):
+        after += sides["stride"] - 1  # the same cells; OpenVINO's ceil mode refuses 1 x 1
+    return {
+        "kernel_shape": [sides["kernel"]] * 2,
+        "strides": [sides["stride"]] * 2,
+        "pads": [before, before, after, after],
+        "dilations": [sides["dilation"]] * 2,
+    }

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
+from torch.nn import Conv2d
 
 from fcn.classes import Classes
 from fcn.errors import CheckpointError
@@ -25,8 +26,10 @@ from fcn.trunks import Backbone, Geometry
 FORMAT = 1
 CARD_KEY = "fcn"
 
+Low = Annotated[float, Field(le=0, allow_inf_nan=False)]
+High = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Range = tuple[float, float]
-"""The smallest and the largest value of a layer's input; 0 lies between them."""
+"""What a layer's input ranges over, from a value up to 0 to one from 0."""
 
 MAX_HEADER_BYTES = 100_000_000
 """Limit on a safetensors header; the same as in the safetensors library."""
@@ -71,6 +74,7 @@ class _Card(BaseModel):
     input: InputSpec
     facts: dict[str, Any]
     sha256: str | None = None
+    ranges: dict[str, tuple[Low, High]] | None = None
 
 
 def to_bytes(model: Model) -> bytes:
@@ -90,6 +94,7 @@ def to_bytes(model: Model) -> bytes:
         ignore_index=model.classes.ignore_index,
         input=model.input,
         facts={"versions": versions(), **model.facts},
+        ranges=None if model.ranges is None else dict(model.ranges),
     )
     tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
     card = card.model_copy(update={"sha256": _weights_digest(save_tensors(tensors))})
@@ -132,13 +137,21 @@ def load(file: bytes | str | Path | BinaryIO) -> Model:
     except (ValueError, KeyError, TypeError, RuntimeError) as error:  # torch's, of sizes too large
         raise CheckpointError(f"the model card cannot be built: {error}") from error
     check_fit(net, tensors)
+    if unknown := sorted(card.ranges.keys() - _convolutions(net) if card.ranges else ()):
+        raise CheckpointError(
+            f"the model card has a range for {unknown[0]!r}, no convolution of {net.backbone}"
+        )
     if card.sha256 not in (None, _weights_digest(data)):
         raise CheckpointError(
             "the weights are not those that were saved: their SHA-256 differs from the one on the "
             "model card; copy the file again, or train again"
         )
     net.load_state_dict(tensors, assign=True)
-    return Model(net.eval(), classes, card.input, card.facts)
+    return Model(net.eval(), classes, card.input, card.facts, card.ranges)
+
+
+def _convolutions(net: FCN) -> set[str]:
+    return {name for name, layer in net.named_modules() if isinstance(layer, Conv2d)}
 
 
 def check_fit(net: FCN, tensors: Mapping[str, Tensor]) -> None:

@@ -5,9 +5,9 @@ activations and poolings, which runtimes are built for. Fusing and upsampling st
 For others, `fcn.export` writes whole networks by PyTorch's exporter, which takes much longer.
 
 A convolution with a range (`Model.ranges`) is written for integers: its input is rounded to
-uint8, its weights to int8 with a scale for every output channel. Maps that reach it through
-poolings and concatenations are rounded before those, with one scale, so that these work on
-integers too. Batch normalisation goes into the weights.
+uint8, its weights to integers of 7 bits with a scale for every output channel. Maps that reach
+it through poolings and concatenations are rounded before those, with one scale, so that these
+work on integers too. Batch normalisation goes into the weights.
 """
 
 import operator
@@ -26,6 +26,10 @@ from fcn.geometry import window
 from fcn.input import InputSpec
 
 OPSET = 17
+
+MAX_WEIGHT = 63
+"""Largest integer of a weight. Two products with uint8 then fit into 16 bits, into which
+processors without VNNI sum them: larger ones would give other scores there."""
 
 _FUNCTIONS: Mapping[Any, str] = {
     operator.add: "Add",
@@ -188,9 +192,11 @@ class _Graph:
         if self._name(node) not in self.ranges:
             return self._add("Conv", self.maps[source], weight, bias, **attributes)
         largest = abs(weight).reshape(len(weight), -1).max(axis=1)
-        scales = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+        scales = np.where(largest > 0, largest / MAX_WEIGHT, 1).astype(np.float32)
         integers = np.round(weight / scales[:, None, None, None]).astype(np.int8)
-        weights = self._add("DequantizeLinear", integers, scales, np.zeros(len(scales), np.int8), axis=0)
+        weights = self._add(
+            "DequantizeLinear", integers, scales, np.zeros(len(scales), np.int8), axis=0
+        )
         return self._add("Conv", self.rounded[source], weights, bias, **attributes)
 
     def _weights(self, node: fx.Node, layer: nn.Conv2d) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -202,7 +208,13 @@ class _Graph:
                 assert norm.running_mean is not None
                 assert norm.running_var is not None
                 weight, bias = fuse_conv_bn_weights(
-                    weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+                    weight,
+                    bias,
+                    norm.running_mean,
+                    norm.running_var,
+                    norm.eps,
+                    norm.weight,
+                    norm.bias,
                 )
         if bias is None:
             bias = nn.Parameter(weight.new_zeros(len(weight)))
@@ -214,11 +226,10 @@ class _Graph:
 
         names = []
         for value in inputs:
-            if not isinstance(value, str):
-                name = f"c{len(self.constants)}"
+            name = value if isinstance(value, str) else f"c{len(self.constants)}"
+            if name is not value:
                 self.constants.append(numpy_helper.from_array(np.asarray(value), name))
-                value = name
-            names.append(value)
+            names.append(name)
         output = f"{kind}{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, names, [output], **attributes))
         return output

@@ -152,7 +152,7 @@ class FCN(nn.Module):
         return self.fused(self.score_maps(image))
 
     def score_maps(self, image: Tensor) -> list[Tensor]:
-        """The score map ``N x C x h x w`` of every stride, coarsest first, before they are fused."""
+        """Score maps ``N x C x h x w`` of all strides, coarsest first, before they are fused."""
         *skips, last = self.trunk(image).values()  # 1/8, 1/16, 1/32
         fuses: list[Any] = list(self.fuse.values())
         pools = zip(fuses, reversed(skips), strict=True)

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
+from fcn.backends import RunsOn
 from fcn.classes import Classes
 from tasks import stores
 from tasks.pages import PAGE_ROWS, SCHEMA, complete, paged, rechunk, to_entries
@@ -52,7 +53,8 @@ class ModelCard(BaseModel):
 class RunCard(BaseModel):
     """What a run is, beside its images.
 
-    ``merged`` holds, for a run of `compact`, the cards of those it was made of, one of each run
+    ``backend`` is what ran the network (`fcn.backends`), for the run's shards and for later
+    runs that leave the choice open. ``merged`` holds, for a run of `compact`, the cards of those it was made of, one of each run
     digest; it is empty for a run of `predict`.
     """
 
@@ -63,6 +65,7 @@ class RunCard(BaseModel):
     collection_url: str
     images_per_shard: int
     model: ModelCard
+    backend: RunsOn = "torch"
     merged: tuple["RunCard", ...] = ()
 
 

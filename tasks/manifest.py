@@ -54,8 +54,8 @@ class RunCard(BaseModel):
     """What a run is, beside its images.
 
     ``backend`` is what ran the network (`fcn.backends`), for the run's shards and for later
-    runs that leave the choice open. ``merged`` holds, for a run of `compact`, the cards of those it was made of, one of each run
-    digest; it is empty for a run of `predict`.
+    runs that leave the choice open. ``merged`` holds, for a run of `compact`, the cards of
+    those it was made of, one of each run digest; it is empty for a run of `predict`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -96,28 +96,33 @@ def plan_run(collection_url: str, model_url: str, output_url: str, config: Predi
 
 
 def choose_backend(runs: Sequence[Manifest], model: ModelCard, config: PredictConfig) -> RunsOn:
-    """What is to run the network: as asked, or where that is open as in the newest run alike.
+    """What is to run the network: as asked, or where that is open on a CPU, as in earlier runs.
 
-    So an output that was begun with one backend is gone on with it, on whatever machine.
+    So an output that was begun with one backend is gone on with it, whatever is installed.
 
     Raises:
         BackendError: that backend is not installed here, or not for this device or precision.
+        DeviceError: a device this machine does not have.
     """
-    if config.backend == "auto":
+    backend, device = find_backend(config.backend, config.device, config.precision)
+    if config.backend == "auto" and device.type == "cpu":
         for run in reversed(runs):
             for card in (run.card, *run.card.merged):
                 asked = config.model_copy(update={"backend": card.backend})
-                try:
-                    if card.run_digest == run_digest(model.digest, asked):
-                        return card.backend
-                except BackendError as error:
-                    if card.model.digest == model.digest:
-                        raise BackendError(
-                            f"run {card.run:05d} over this output was made with {card.backend}, "
-                            f"to be gone on with: {error} to segment everything anew"
-                        ) from error
-    backend, _ = find_backend(config.backend, config.device, config.precision)
+                if card.run_digest == run_digest(model.digest, asked):
+                    _require_installed(card, asked)
+                    return card.backend
     return backend
+
+
+def _require_installed(card: RunCard, config: PredictConfig) -> None:
+    try:
+        find_backend(config.backend, config.device, config.precision)
+    except BackendError as error:
+        raise BackendError(
+            f"run {card.run:05d} over this output was made with {card.backend}, and is continued "
+            f"with it; {error} to segment every image anew"
+        ) from error
 
 
 def _plan_next(

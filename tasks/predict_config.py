@@ -4,6 +4,7 @@ import hashlib
 import json
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fcn.backends import Backend, find_backend
@@ -155,10 +156,11 @@ def run_digest(model_digest: str, config: PredictConfig) -> str:
             the device only as far as it decides the backend and the precision.
 
     Raises:
-        BackendError: a backend that is not installed, or not for this device or precision.
         DeviceError: a device this machine does not have.
     """
-    backend, device = find_backend(config.backend, config.device, config.precision)
+    backend, device = config.backend, torch.device("cpu")
+    if backend in ("auto", "torch"):
+        backend, device = find_backend(backend, config.device, config.precision)
     decisive = {
         "row_format": ROW_FORMAT,
         "model": model_digest,

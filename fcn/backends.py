@@ -94,7 +94,7 @@ def _missing(backend: str) -> list[str]:
 def _openvino(data: bytes) -> Runtime:
     # Importing openvino reports the use to its makers over the network, unless this is absent.
     telemetry = sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
-    import openvino  # noqa: PLC0415
+    import openvino  # type: ignore[import-untyped]  # noqa: PLC0415
 
     if telemetry is None:
         del sys.modules["openvino_telemetry"]
@@ -117,7 +117,7 @@ def _openvino(data: bytes) -> Runtime:
 
 
 def _onnxruntime(data: bytes) -> Runtime:
-    import onnxruntime  # noqa: PLC0415
+    import onnxruntime  # type: ignore[import-untyped]  # noqa: PLC0415
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()

@@ -166,7 +166,7 @@ class _Graph:
         """The name of a node's output, whose inputs are ``maps``."""
         if node.op == "call_function" and node.target in _FUNCTIONS:
             attributes = {"axis": 1} if node.target is torch.cat else {}
-            parts = node.args[0] if node.target is torch.cat else node.args
+            parts: Any = node.args[0] if node.target is torch.cat else node.args
             inputs = [maps.get(part, part) for part in parts if not isinstance(part, bool)]
             return self._add(_FUNCTIONS[node.target], *inputs, **attributes)
         layer = self.layers.get(self._path(node))
@@ -178,7 +178,11 @@ class _Graph:
         if isinstance(layer, nn.MaxPool2d):
             return self._add("MaxPool", source, **_window(layer))
         if isinstance(layer, nn.LocalResponseNorm):
-            numbers = {"alpha": layer.alpha, "beta": layer.beta, "bias": layer.k}
+            numbers: Mapping[str, float] = {
+                "alpha": layer.alpha,
+                "beta": layer.beta,
+                "bias": layer.k,
+            }
             return self._add("LRN", source, size=layer.size, **numbers)
         if type(layer) in _ACTIVATIONS:
             name, numbers = _ACTIVATIONS[type(layer)]

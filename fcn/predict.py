@@ -168,7 +168,8 @@ class Predictor:
         """Scores ``N x C x h x w`` at the network's stride, of uint8 ``N x H x W x 3``."""
         pixels = np.require(pixels, None, ["C", "W"])  # what torch takes
         if self._runtime is not None:
-            return self.net.fused(self._runtime(pixels))
+            fused: Tensor = self.net.fused(self._runtime(pixels))
+            return fused
         images = torch.from_numpy(pixels).to(self.device, non_blocking=True)
         with autocast(self.device, self.precision):
             score: Tensor = self.net.score(self.model.input.normalise_interleaved(images))

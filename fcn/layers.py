@@ -56,7 +56,7 @@ def to_layers(model: Model) -> bytes:
     from onnx import TensorProto, helper  # noqa: PLC0415 - an extra, see `fcn.backends`
 
     graph = _Graph(model)
-    shape = ["N", model.net.num_classes, None, None]
+    shape: list[str | int | None] = ["N", model.net.num_classes, None, None]
     proto = helper.make_model(
         helper.make_graph(
             graph.nodes,
@@ -159,7 +159,7 @@ class _Graph:
             name = self._add("Gather", name, np.array([2, 1, 0]), axis=3)
         name = self._add("Transpose", name, perm=[0, 3, 1, 2])
         name = self._add("Cast", name, to=1)  # float32
-        mean, std = (np.float32(v).reshape(1, 3, 1, 1) for v in (spec.mean, spec.std))
+        mean, std = (np.reshape(v, (1, 3, 1, 1)).astype(np.float32) for v in (spec.mean, spec.std))
         return self._add("Div", self._add("Sub", name, mean), std)
 
     def _written(self, node: fx.Node, maps: Mapping[fx.Node, str]) -> str:
@@ -167,7 +167,7 @@ class _Graph:
         if node.op == "call_function" and node.target in _FUNCTIONS:
             attributes = {"axis": 1} if node.target is torch.cat else {}
             parts: Any = node.args[0] if node.target is torch.cat else node.args
-            inputs = [maps.get(part, part) for part in parts if not isinstance(part, bool)]
+            inputs = [maps[p] if isinstance(p, fx.Node) else np.float32(p) for p in parts]
             return self._add(_FUNCTIONS[node.target], *inputs, **attributes)
         layer = self.layers.get(self._path(node))
         if isinstance(layer, nn.Conv2d):

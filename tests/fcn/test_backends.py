@@ -84,6 +84,18 @@ def test_scores_and_labels_are_those_of_torch(backbone, stride, rng) -> None:
             assert one.confidence == pytest.approx(two.confidence, rel=1e-4)
 
 
+def test_skips_that_are_scaled_down_are_those_of_torch(rng) -> None:
+    net = fcn.FCN("resnet18", 2, 16, at_once=True).eval()
+    torch.nn.init.normal_(net.score_fr.weight)
+    torch.nn.init.normal_(net.fuse["16"].score_pool.weight, std=9)  # type: ignore[union-attr, arg-type]
+    model = fcn.Model(net, fcn.Classes.named("ab"), CAFFE)
+    image = rng.integers(0, 256, (40, 50, 3), np.uint8)
+    expected = scores(fcn.Predictor(model), image)
+    for runtime in RUNTIMES:
+        found = scores(fcn.Predictor(model, backend=runtime), image)
+        np.testing.assert_allclose(found, expected, atol=1e-5 * abs(expected).max())
+
+
 @pytest.mark.parametrize(("backbone", "width"), [("vgg11", 512), ("caffenet", 256)])
 def test_poolings_in_ceil_mode_are_those_of_torch(backbone, width, rng) -> None:
     """VGG's and CaffeNet's, with its normalisation, on odd maps and on maps of a single cell."""

@@ -10,6 +10,7 @@ from torch.nn import functional
 from fcn.checkpoint import Model, check_gives_labels
 from fcn.classes import Classes
 from fcn.device import Precision, autocast, find_device
+from fcn.errors import BackendError
 from fcn.predict import Prediction, check_images, label_dtype, prediction
 
 
@@ -32,6 +33,7 @@ class AveragedPredictor:
         precision: "auto" is bfloat16 on a GPU and float32 on a CPU.
 
     Raises:
+        BackendError: a quantised model, which torch does not run.
         DeviceError: a device this machine does not have.
         ValueError: no scale, or one that is not above 0; a model of other than three channels.
     """
@@ -48,6 +50,11 @@ class AveragedPredictor:
         if not scales or min(scales) <= 0:
             raise ValueError(f"scales must be one or more numbers above 0, found {scales}")
         check_gives_labels(model)
+        if model.ranges is not None:
+            raise BackendError(
+                "a quantised model looks at every image once, as it is; average the looks of the "
+                "model that it was made from"
+            )
         self.device = find_device(device)
         self.precision: Precision = precision
         self.model = model

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
+from torch.nn import Conv2d
 
 from fcn.classes import Classes, check_head_name
 from fcn.errors import CheckpointError
@@ -25,6 +26,12 @@ from fcn.trunks import Backbone, Geometry
 
 FORMAT = 1
 CARD_KEY = "fcn"
+
+Low = Annotated[float, Field(le=0, allow_inf_nan=False)]
+High = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Range = tuple[float, float]
+"""What a layer's input ranges over, from a value up to 0 to one from 0."""
+
 MAX_HEADER_BYTES = 100_000_000
 """Limit on a safetensors header; the same as in the safetensors library."""
 
@@ -45,6 +52,8 @@ class Model:
         ValueError: classes that are not those of the network's heads, by name and number, or
             that have another ``ignore_index`` than the first head's; a further head that has
             no proper name (`fcn.classes.check_head_name`).
+        ranges: Of a model that computes with integers (`fcn.quantise`), what the inputs of its
+            convolutions range over, by the name of the layer; else None.
     """
 
     net: FCN
@@ -52,6 +61,7 @@ class Model:
     input: InputSpec
     facts: dict[str, Any] = field(default_factory=dict)
     further_classes: Mapping[str, Classes] = field(default_factory=dict)
+    ranges: Mapping[str, Range] | None = None
 
     def __post_init__(self) -> None:
         if self.net.heads is None and not self.further_classes:
@@ -91,6 +101,7 @@ class _Card(BaseModel):
     facts: dict[str, Any]
     further_classes: dict[str, list[dict[str, Any]]] = Field({}, exclude_if=lambda given: not given)
     sha256: str | None = None
+    ranges: dict[str, tuple[Low, High]] | None = None
 
 
 def to_bytes(model: Model) -> bytes:
@@ -111,6 +122,7 @@ def to_bytes(model: Model) -> bytes:
         input=model.input,
         facts={"versions": versions(), **model.facts},
         further_classes={name: c.to_json() for name, c in model.further_classes.items()},
+        ranges=None if model.ranges is None else dict(model.ranges),
     )
     tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
     card = card.model_copy(update={"sha256": _weights_digest(save_tensors(tensors))})
@@ -158,6 +170,10 @@ def load(file: bytes | str | Path | BinaryIO) -> Model:
     except (ValueError, KeyError, TypeError, RuntimeError) as error:  # torch's, of sizes too large
         raise CheckpointError(f"the model card cannot be built: {error}") from error
     check_fit(net, tensors)
+    if unknown := sorted(card.ranges.keys() - _convolutions(net) if card.ranges else ()):
+        raise CheckpointError(
+            f"the model card has a range for {unknown[0]!r}, no convolution of {net.backbone}"
+        )
     if card.sha256 not in (None, _weights_digest(data)):
         raise CheckpointError(
             "the weights are not those that were saved: their SHA-256 differs from the one on the "
@@ -166,6 +182,10 @@ def load(file: bytes | str | Path | BinaryIO) -> Model:
     net.load_state_dict(tensors, assign=True)
     net.eval()
     return model
+
+
+def _convolutions(net: FCN) -> set[str]:
+    return {name for name, layer in net.named_modules() if isinstance(layer, Conv2d)}
 
 
 def check_fit(net: FCN, tensors: Mapping[str, Tensor]) -> None:

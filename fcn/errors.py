@@ -14,6 +14,7 @@
     ├── LabelError            a label map that does not fit its classes or its image
     ├── CheckpointError       a model or weights file that cannot be used
     ├── DeviceError           a device that this machine does not have
+    ├── BackendError          a runtime that is not installed, or cannot run a model as asked
     └── TrainingError         training that cannot go on, such as a loss that is not finite
 
 Wrong arguments raise ``ValueError``, as everywhere in Python.
@@ -70,3 +71,7 @@ class TrainingError(FcnError):
 
 class DeviceError(FcnError):
     """A device that this machine does not have."""
+
+
+class BackendError(FcnError):
+    """A runtime that is not installed, or cannot run a model as asked."""

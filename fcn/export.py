@@ -49,7 +49,7 @@ def to_onnx(model: Model, file: str | Path | BinaryIO, *, labels: bool = False) 
     Raises:
         ModuleNotFoundError: the extra ``export`` is not installed.
         OSError: the file cannot be written.
-        ValueError: a model of other than three channels, or of several heads.
+        ValueError: a model of other than three channels, of several heads, or quantised.
     """
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
@@ -89,7 +89,7 @@ def to_torch_export(model: Model, file: str | Path | BinaryIO, *, labels: bool =
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: a model of other than three channels, or of several heads.
+        ValueError: a model of other than three channels, of several heads, or quantised.
     """
     module, example = _prepared(model, labels)
     sizes = {"image": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
@@ -110,6 +110,8 @@ def _prepared(model: Model, labels: bool) -> tuple[Pixels, Tensor]:
             f"{model.net.in_channels} channels and has the heads {model.net.heads}; export "
             "model.net yourself"
         )
+    if model.ranges is not None:
+        raise ValueError("the model is quantised; export the one that it was made from")
     num_images, height, width = _EXAMPLE
     device = next(model.net.parameters()).device
     example = torch.zeros(num_images, 3, height, width, dtype=torch.uint8, device=device)

@@ -1,6 +1,6 @@
 """The fully convolutional network of Long, Shelhamer and Darrell."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,14 +48,18 @@ class Fuse(nn.Module):
         self.score_pool = score_layer(channels, num_classes)
         self.map = self.upscore2.map.shifted(max(0, self.upscore2.crop))
 
-    def forward(self, score: Tensor, pool: Tensor) -> Tensor:
-        """Scores ``N x C`` at the finer stride, from coarse scores and the finer map.
+    def score(self, pool: Tensor) -> Tensor:
+        """Scores ``N x C`` of the finer map alone."""
+        score_pool: Tensor = self.score_pool(pool if self.scale == 1 else self.scale * pool)
+        return score_pool
+
+    def forward(self, score: Tensor, score_pool: Tensor) -> Tensor:
+        """Scores ``N x C`` at the finer stride, from coarse scores and those of the finer map.
 
         Where the coarse scores reach beyond the finer map they are cropped; where they
         begin inside it (only with the reference geometry), its scores are.
         """
         upscore: Tensor = self.upscore2(score)
-        score_pool: Tensor = self.score_pool(pool if self.scale == 1 else self.scale * pool)
         crop = self.upscore2.crop
         if crop >= 0:
             return fit(upscore, crop, *score_pool.shape[2:]) + score_pool
@@ -145,10 +149,20 @@ class FCN(nn.Module):
 
     def score(self, image: Tensor) -> Tensor:
         """The fused scores ``N x C x h x w`` at the network's stride, before the last upscore."""
+        return self.fused(self.score_maps(image))
+
+    def score_maps(self, image: Tensor) -> list[Tensor]:
+        """Score maps ``N x C x h x w`` of all strides, coarsest first, before they are fused."""
         *skips, last = self.trunk(image).values()  # 1/8, 1/16, 1/32
-        score: Tensor = self.score_fr(self.head(last))  # 1/32
-        for fuse, pool in zip(self.fuse.values(), reversed(skips), strict=True):
-            score = fuse(score, pool)  # 1/16, then 1/8
+        fuses: list[Any] = list(self.fuse.values())
+        pools = zip(fuses, reversed(skips), strict=True)
+        return [self.score_fr(self.head(last)), *(fuse.score(pool) for fuse, pool in pools)]
+
+    def fused(self, score_maps: Sequence[Tensor]) -> Tensor:
+        """One score map at the network's stride, of those that `score_maps` gives."""
+        score, *finer = score_maps  # 1/32
+        for fuse, score_pool in zip(self.fuse.values(), finer, strict=True):
+            score = fuse(score, score_pool)  # 1/16, then 1/8
         return score
 
     def split(self, scores: Tensor) -> dict[str, Tensor]:

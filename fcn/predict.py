@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fcn.backends import Backend, find_backend, make_runtime
 from fcn.checkpoint import Model, check_gives_labels
 from fcn.classes import Classes
-from fcn.device import Precision, autocast, find_device
+from fcn.device import Precision, autocast
+from fcn.errors import BackendError
 from fcn.streams import Streams, on_gpu
 from fcn.winners import winners
 
@@ -53,8 +55,8 @@ class Predictor:
 
     On a CPU images run one by one: a batch gains nothing, and rounds otherwise. On a GPU those
     of equal size run together, and the next ones are on their way there meanwhile
-    (`fcn.streams`). What a CPU says of an image depends on the image, the kind of processor and
-    the number of torch's threads (which divide the sums), and on nothing else.
+    (`fcn.streams`). What a CPU says of an image depends on the image, the backend, the kind of
+    processor and the number of torch's threads (which divide the sums), and on nothing else.
 
     Args:
         model: a trained model.
@@ -66,8 +68,12 @@ class Predictor:
             what the network sees around a pixel, so that their labels are those of the
             whole image. A network that looks at the whole image at once (MobileNet's
             gates) is never cut.
+        backend: What runs the network: "torch", on a CPU "openvino" or "onnxruntime", or
+            "auto", see `fcn.backends`.
 
     Raises:
+        BackendError: a backend that is not installed or not for this device or precision; a
+            model that computes with integers, without a backend for it.
         DeviceError: a device this machine does not have.
         ValueError: a model of other than three channels.
     """
@@ -80,12 +86,20 @@ class Predictor:
         precision: Precision = "auto",
         batch_size: int | None = None,
         tile_size: int | None = None,
+        backend: Backend = "torch",
     ) -> None:
         check_gives_labels(model)
-        self.device = find_device(device)
+        self.backend, self.device = find_backend(backend, device, precision)
+        if self.backend == "torch" and model.ranges is not None:
+            raise BackendError(
+                "a quantised model runs in OpenVINO or ONNX Runtime, not in torch: "
+                "pip install 'fcn-flows[openvino]' and take device='cpu', backend='openvino'; "
+                "or take the model that it was made from"
+            )
         self.precision: Precision = precision
         self.model = model
         self._streams: Streams | None = None
+        self._runtime = None if self.backend == "torch" else make_runtime(model, self.backend)
         if self.device.type == "cuda":
             self.net = on_gpu(model.net, self.device, precision)
             sizes = [len(classes) for classes in model.all_classes]
@@ -210,6 +224,9 @@ class Predictor:
     def _score(self, pixels: np.ndarray) -> Tensor:
         """Scores ``N x C x h x w`` at the network's stride, of uint8 ``N x H x W x 3``."""
         pixels = np.require(pixels, None, ["C", "W"])  # what torch takes
+        if self._runtime is not None:
+            fused: Tensor = self.net.fused(self._runtime(pixels))
+            return fused
         images = torch.from_numpy(pixels).to(self.device, non_blocking=True)
         with autocast(self.device, self.precision):
             score: Tensor = self.net.score(self.model.input.normalise_interleaved(images))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 VERBS = (
-    *("ingest", "train", "train_staged", "evaluate", "promote"),
+    *("ingest", "train", "train_staged", "evaluate", "promote", "quantise"),
     *("predict", "verify", "compact", "browse", "lineage", "pipeline"),
 )
 

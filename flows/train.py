@@ -47,7 +47,7 @@ def train(
     info = read_info(dataset_url)
     run = claim_run(info, run_url, config)
     model_url = train_network(info, run, config)
-    settings = EvaluateConfig(device=config.device, precision=config.precision)
+    settings = EvaluateConfig(device=config.device, precision=config.precision, backend="torch")
     evaluation = score_split(info, model_url, evaluation_split(info), settings)
     summary = report_evaluation(evaluation, info, run_url, run.read_metrics())
     return TrainSummary(

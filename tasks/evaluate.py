@@ -12,9 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fcn import evaluate as scoring
 from fcn.averaging import AveragedPredictor
+from fcn.backends import Backend
 from fcn.checkpoint import Model, load
 from fcn.device import Precision
-from fcn.errors import CheckpointError
+from fcn.errors import BackendError, CheckpointError
 from fcn.evaluate import Scored, SplitScores, score_samples
 from fcn.predict import Predictor
 from fcn.recipes import Device
@@ -40,6 +41,12 @@ class EvaluateConfig(BaseModel):
     )
     precision: Precision = Field(
         "auto", description="The network's arithmetic; auto is bf16 on a GPU, fp32 elsewhere."
+    )
+    backend: Backend = Field(
+        "auto",
+        description="What runs the network: torch, or on a CPU openvino or onnxruntime, of the "
+        "extras openvino and export; auto: the fastest that is installed. With flip or with "
+        "other scales than 1 it is torch.",
     )
     flip: bool = Field(
         False,
@@ -260,8 +267,16 @@ def report_evaluation(
 
 
 def make_predictor(model: Model, config: EvaluateConfig) -> Predictor | AveragedPredictor:
-    """What looks at the images: once each, or several times if the settings say so."""
+    """What looks at the images: once each, or several times if the settings say so.
+
+    Raises:
+        BackendError: a backend that is not installed, or cannot do as asked.
+    """
     if config.flip or config.scales != (1.0,):
+        if config.backend not in ("auto", "torch"):
+            raise BackendError(
+                f"flip and scales need backend 'torch' or 'auto', not {config.backend!r}"
+            )
         return AveragedPredictor(
             model,
             flip=config.flip,
@@ -269,7 +284,9 @@ def make_predictor(model: Model, config: EvaluateConfig) -> Predictor | Averaged
             device=config.device,
             precision=config.precision,
         )
-    return Predictor(model, device=config.device, precision=config.precision)
+    return Predictor(
+        model, device=config.device, precision=config.precision, backend=config.backend
+    )
 
 
 def _advancing(samples: Iterator[Scored], progress: Progress) -> Iterator[Scored]:

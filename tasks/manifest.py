@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
+from fcn.backends import RunsOn
 from fcn.classes import Classes
 from tasks import stores
 from tasks.pages import PAGE_ROWS, SCHEMA, complete, paged, rechunk, to_entries
@@ -63,11 +64,12 @@ class ModelCard(BaseModel):
 class RunCard(BaseModel):
     """What a run is, beside its images.
 
-    ``code`` tells the code that planned it, see `tasks.provenance.code_version`; ``None`` in
-    older ones. ``merged`` holds, for a run of `compact`, the cards of those it was made of, one
-    of each run digest; it is empty for a run of `predict`. ``network_cores`` are used by the
-    network on a CPU in every process that works on the run; ``None`` in older ones: as many as
-    torch takes.
+    ``backend`` is what ran the network (`fcn.backends`), for the run's shards and for later runs
+    that leave the choice open. ``code`` tells the code that planned it, see
+    `tasks.provenance.code_version`; ``None`` in older ones. ``merged`` holds, for a run of
+    `compact`, the cards of those it was made of, one of each run digest; it is empty for a run
+    of `predict`. ``network_cores`` are used by the network on a CPU in every process that works
+    on the run; ``None`` in older ones: as many as torch takes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -79,6 +81,7 @@ class RunCard(BaseModel):
     model: ModelCard
     network_cores: int | None = None
     code: dict[str, Any] | None = None
+    backend: RunsOn = "torch"
     merged: tuple["RunCard", ...] = ()
 
     @property

@@ -69,9 +69,11 @@ def load_model(model: Entry, config: PredictConfig) -> LoadedModel:
     Raises:
         StoreError: the file cannot be read.
         CheckpointError: it is no model file of ours, or damaged.
+        BackendError: a backend that is not installed, or cannot run the model.
         DeviceError: a device this machine does not have.
     """
-    key = (model, config.device, config.precision, config.batch_size, config.tile_size)
+    settings = (config.device, config.precision, config.batch_size, config.tile_size)
+    key = (model, *settings, config.backend)
     with _lock:
         if key not in _loaded:
             _loaded.clear()  # one model at a time is in memory
@@ -92,6 +94,7 @@ def _load(model: Entry, config: PredictConfig) -> LoadedModel:
         precision=config.precision,
         batch_size=config.batch_size,
         tile_size=config.tile_size,
+        backend=config.backend,
     )
     card = ModelCard(
         url=place,

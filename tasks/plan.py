@@ -19,6 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from fcn.backends import RunsOn, find_backend
+from fcn.errors import BackendError
 from tasks import deleted, engine, models, parts, stores
 from tasks import manifest as manifests
 from tasks.collection import collect
@@ -58,14 +60,16 @@ def plan_run(collection_url: str, model_url: str, output_url: str, config: Predi
         StoreError: a URL that holds credentials, does not exist or cannot be written; a
             collection without images, or one that `tasks.collection.collect` refuses.
         CheckpointError: a model file that cannot be used.
+        BackendError: a backend that is not installed, or not for this device or precision.
         DeviceError: a device this machine does not have.
     """
     stores.require_no_credentials(collection_url, output_url)
     stores.require_writable(output_url)
     model = _model_card(model_url, output_url, config)
-    digest = run_digest(model.digest, config)
     while True:
         runs = [manifests.read(output_url, run) for run in manifests.runs(output_url)]
+        backend = choose_backend(runs, model, config)
+        digest = run_digest(model.digest, config.model_copy(update={"backend": backend}))
         listed = parts.listed(output_url)
         same = [
             run
@@ -86,11 +90,42 @@ def plan_run(collection_url: str, model_url: str, output_url: str, config: Predi
             model=model,
             network_cores=config.network_cores or engine.CORES.number,
             code=code_version(),
+            backend=backend,
         )
         num_deleted = _plan_next(output_url, card, images, runs)
         if num_deleted is not None:
             return Plan(manifest=(same or runs)[-1], missing=(), num_deleted=num_deleted)
         # whoever wrote it: the next turn finds a manifest, ours or that of a faster planner
+
+
+def choose_backend(runs: Sequence[Manifest], model: ModelCard, config: PredictConfig) -> RunsOn:
+    """What is to run the network: as asked, or where that is open on a CPU, as in earlier runs.
+
+    So an output that was begun with one backend is gone on with it, whatever is installed.
+
+    Raises:
+        BackendError: that backend is not installed here, or not for this device or precision.
+        DeviceError: a device this machine does not have.
+    """
+    backend, device = find_backend(config.backend, config.device, config.precision)
+    if config.backend == "auto" and device.type == "cpu":
+        for run in reversed(runs):
+            for card in (run.card, *run.card.merged):
+                asked = config.model_copy(update={"backend": card.backend})
+                if card.run_digest == run_digest(model.digest, asked):
+                    _require_installed(card, asked)
+                    return card.backend
+    return backend
+
+
+def _require_installed(card: RunCard, config: PredictConfig) -> None:
+    try:
+        find_backend(config.backend, config.device, config.precision)
+    except BackendError as error:
+        raise BackendError(
+            f"run {card.run:05d} over this output was made with {card.backend}, and is continued "
+            f"with it; {error} to segment every image anew"
+        ) from error
 
 
 def _plan_next(

@@ -127,6 +127,7 @@ def write_part(
         StoreError: the output cannot be written.
         StoreUnavailable: a store is out; to be tried again.
     """
+    config = config.model_copy(update={"backend": manifest.card.backend})
     loaded = models.load_model(models.find_model(model_url), config)
     if loaded.card.digest != manifest.card.model.digest:
         raise CheckpointError(

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fcn.errors import CheckpointError
+from fcn import backends
+from fcn.errors import BackendError, CheckpointError
 from tasks import deleted, models, parts, stores
 from tasks.manifest import Manifest
 from tasks.pages import rechunk, to_page
 from tasks.plan import Plan, changes, newest, plan_run
 from tasks.predict_config import PredictConfig
-from tasks.shards import write_part_with
+from tasks.shards import write_part, write_part_with
 from tasks.stores import Entry, StoreError
 from tests.tasks.containers import parquet, tar
 from tests.tasks.pictures import Brightness, encoded, pixels, put, save_model
@@ -323,3 +324,53 @@ def test_changes_are_the_difference(
         away = pq.read_table(Path(folder) / "deleted.parquet")["key"].to_pylist()
     assert found == sorted(key for key in now if rows_now.get(key) != (now[key], "d"))
     assert away == sorted(rows_now.keys() - now.keys())
+
+
+def forget(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """As on a machine where these are not installed."""
+    there = backends.find_spec
+    monkeypatch.setattr(backends, "find_spec", lambda n: None if n in names else there(n))
+
+
+def test_output_begun_with_one_backend_is_gone_on_with_it(
+    collection: str, model: str, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as elsewhere:
+        forget(elsewhere, "openvino", "onnxruntime")
+        first = plan_run(collection, model, output, CONFIG)
+    assert first.manifest.card.backend == "torch"
+    make(first, CONFIG, 0)
+    again = plan_run(collection, model, output, CONFIG)
+    assert (again.manifest.card.backend, again.missing) == ("torch", (1, 2))
+    make(again, CONFIG)
+    assert plan_run(collection, model, output, CONFIG).missing == ()
+    put(collection, {"new.png": b"added"})
+    later = plan_run(collection, model, output, CONFIG)
+    assert (later.manifest.card.run, later.num_missing) == (1, 1)
+    assert later.manifest.card.backend == "torch"
+
+
+def test_backend_that_is_gone_is_named_and_another_does_everything_anew(
+    collection: str, model: str, output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = plan_run(collection, model, output, CONFIG)
+    assert first.manifest.card.backend == "openvino"
+    make(first, CONFIG, 0)
+    forget(monkeypatch, "openvino")
+    with pytest.raises(BackendError, match=r"made with openvino.*fcn-flows\[openvino\].* anew"):
+        plan_run(collection, model, output, CONFIG)
+    asked = CONFIG.model_copy(update={"backend": "torch"})
+    anew = plan_run(collection, model, output, asked)
+    assert (anew.manifest.card.backend, anew.num_missing) == ("torch", 7)
+    make(anew, asked)
+    assert plan_run(collection, model, output, CONFIG).missing == ()  # torch's run is the newest
+    other = CONFIG.model_copy(update={"mask_format": "rle"})
+    assert plan_run(collection, model, output, other).manifest.card.backend == "onnxruntime"
+
+
+def test_shards_run_on_the_backend_of_the_plan(collection: str, model: str, output: str) -> None:
+    plan = plan_run(collection, model, output, CONFIG.model_copy(update={"backend": "onnxruntime"}))
+    models._loaded.clear()
+    write_part(plan.manifest, 0, model, CONFIG)
+    (loaded,) = models._loaded.values()
+    assert loaded.predictor.backend == "onnxruntime"

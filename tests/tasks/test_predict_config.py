@@ -26,6 +26,15 @@ def test_digest_counts_the_precision_that_auto_stands_for() -> None:
     assert digest("auto") == digest("fp32") != digest("bf16")
 
 
+def test_digest_counts_the_backend_that_auto_stands_for() -> None:
+    def digest(**settings: str) -> str:
+        return run_digest("0" * 64, PredictConfig.model_validate({"device": "cpu", **settings}))
+
+    found = [digest(backend=name) for name in ("torch", "openvino", "onnxruntime")]
+    assert len(set(found)) == 3
+    assert digest(backend="auto") == digest(backend="openvino")  # installed for development
+
+
 def test_digest_of_a_device_that_is_not_there_is_told() -> None:
     with pytest.raises(DeviceError, match="cuda:99"):
         run_digest("0" * 64, PredictConfig(device="cuda:99"))

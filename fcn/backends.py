@@ -1,0 +1,131 @@
+"""What runs a network: torch, or on a CPU the faster OpenVINO or ONNX Runtime, where installed.
+
+A *runtime* takes a trained model once, layer by layer (`fcn.layers`), in memory, and computes
+the score maps of images of any size. It uses as many threads as torch does at that moment
+(``torch.set_num_threads``, ``OMP_NUM_THREADS``). Its scores are torch's within float rounding,
+so labels are the same but for ties.
+
+Models that compute with integers (`fcn.quantise`) run here only.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fcn.checkpoint import Model
+from fcn.device import Precision, find_device
+from fcn.errors import BackendError
+from fcn.layers import to_layers
+
+Backend = Literal["auto", "torch", "onnxruntime", "openvino"]
+RunsOn = Literal["torch", "onnxruntime", "openvino"]
+"""What "auto" can stand for."""
+
+Runtime = Callable[[np.ndarray], list[Tensor]]
+"""From RGB uint8 ``N x H x W x 3`` to the network's `FCN.score_maps`."""
+
+EXTRAS: Mapping[str, str] = {"openvino": "openvino", "onnxruntime": "export"}
+"""Runtimes, the fastest first (``docs/benchmarks/backends.md``), and the extra to install."""
+
+
+def find_backend(
+    backend: Backend, device: str = "auto", precision: Precision = "auto"
+) -> tuple[RunsOn, torch.device]:
+    """What runs a network, and where.
+
+    "auto" is torch on a GPU and for half precision, and on a CPU the first of `EXTRAS` that is
+    installed, or else torch. The device "auto" is a CPU for a runtime that is named.
+
+    Raises:
+        BackendError: a runtime that is not installed or not for this device or precision.
+        DeviceError: a device this machine does not have.
+    """
+    if backend == "torch":
+        return "torch", find_device(device)
+    if backend == "auto":
+        found = find_device(device)
+        on_cpu = found.type == "cpu" and precision in ("auto", "fp32")
+        installed: list[RunsOn] = [name for name in EXTRAS if on_cpu and not _missing(name)]  # type: ignore[misc]
+        return next(iter(installed), "torch"), found
+    if device not in ("auto", "cpu"):
+        raise BackendError(
+            f"backend {backend!r} runs on a CPU, not on device {device!r}; take device='cpu', or "
+            "backend='torch'"
+        )
+    if missing := _missing(backend):
+        raise BackendError(
+            f"backend {backend!r} needs {' and '.join(missing)}: "
+            f"pip install 'fcn-flows[{EXTRAS[backend]}]', or take backend='torch'"
+        )
+    if precision not in ("auto", "fp32"):
+        raise BackendError(
+            f"backend {backend!r} computes in fp32 (or with the integers of a quantised model), "
+            f"not in {precision}; take precision='fp32', or backend='torch'"
+        )
+    return backend, torch.device("cpu")
+
+
+def make_runtime(model: Model, backend: RunsOn) -> Runtime:
+    """A model made ready for a runtime other than torch.
+
+    Memory holds the weights once more, in the runtime's own order, and for a moment as a file.
+
+    Raises:
+        BackendError: the runtime refuses the network.
+        ValueError: a layer that no trunk of `fcn.trunks` has.
+    """
+    data = to_layers(model)
+    try:
+        return _openvino(data) if backend == "openvino" else _onnxruntime(data)
+    except (RuntimeError, ImportError) as error:
+        raise BackendError(f"{backend} cannot run {model.net.backbone}: {error}") from error
+
+
+def _missing(backend: str) -> list[str]:
+    return [name for name in (backend, "onnx") if find_spec(name) is None]
+
+
+def _openvino(data: bytes) -> Runtime:
+    # Importing openvino reports the use to its makers over the network, unless this is absent.
+    telemetry = sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    if telemetry is None:
+        del sys.modules["openvino_telemetry"]
+    core = openvino.Core()
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the processor has it
+        "PERFORMANCE_HINT": "LATENCY",  # one image at a time, over all threads
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "ENABLE_CPU_PINNING": False,  # cores are shared with decoding
+    }
+    request = core.compile_model(core.read_model(data, b""), "CPU", settings).create_infer_request()
+    lock = threading.Lock()
+
+    def run(pixels: np.ndarray) -> list[Tensor]:
+        with lock:  # the results lie in the request
+            results = request.infer([pixels], share_inputs=True)
+        return [torch.from_numpy(scores) for scores in results.values()]
+
+    return run
+
+
+def _onnxruntime(data: bytes) -> Runtime:
+    import onnxruntime  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.enable_mem_pattern = False  # plans memory by the size of the first image
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # beside decoding
+    session: Any = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+    def run(pixels: np.ndarray) -> list[Tensor]:
+        return [torch.from_numpy(scores) for scores in session.run(None, {"image": pixels})]
+
+    return run

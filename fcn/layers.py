@@ -1,0 +1,254 @@
+"""The layers of a network as an ONNX graph, written in no time: for the runtimes of `fcn.backends`.
+
+What is written ends with the score maps of every stride (`FCN.score_maps`): convolutions,
+activations and poolings, which runtimes are built for. Fusing and upsampling stay with torch.
+For others, `fcn.export` writes whole networks by PyTorch's exporter, which takes much longer.
+
+A convolution with a range (`Model.ranges`) is written for integers: its input is rounded to
+uint8, its weights to integers of 7 bits with a scale for every output channel. Maps that reach
+it through poolings and concatenations are rounded before those, with one scale, so that these
+work on integers too. Batch normalisation goes into the weights.
+"""
+
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from fcn.checkpoint import Model, Range
+from fcn.geometry import window
+from fcn.input import InputSpec
+
+OPSET = 17
+
+MAX_WEIGHT = 63
+"""Largest integer of a weight. Two products with uint8 then fit into 16 bits, into which
+processors without VNNI sum them: larger ones would give other scores there."""
+
+_FUNCTIONS: Mapping[Any, str] = {
+    operator.add: "Add",
+    operator.mul: "Mul",
+    functional.relu: "Relu",
+    torch.cat: "Concat",
+}
+
+_ACTIVATIONS: Mapping[type, tuple[str, Mapping[str, float]]] = {
+    nn.ReLU: ("Relu", {}),
+    nn.Hardswish: ("HardSwish", {}),
+    nn.Hardsigmoid: ("HardSigmoid", {"alpha": 1 / 6, "beta": 0.5}),
+    nn.AdaptiveAvgPool2d: ("GlobalAveragePool", {}),  # of squeeze and excitation, to 1 x 1
+}
+
+
+def to_layers(model: Model) -> bytes:
+    """An ONNX file from ``image``, RGB uint8 ``N x H x W x 3``, to the score maps, coarsest first.
+
+    Raises:
+        ModuleNotFoundError: onnx is not installed.
+        ValueError: a layer that no trunk of `fcn.trunks` has.
+    """
+    from onnx import TensorProto, helper  # noqa: PLC0415 - an extra, see `fcn.backends`
+
+    graph = _Graph(model)
+    shape: list[str | int | None] = ["N", model.net.num_classes, None, None]
+    proto = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "layers",
+            [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])],
+            [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in graph.outputs],
+            graph.constants,
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=8,
+    )
+    data: bytes = proto.SerializeToString()
+    return data
+
+
+class _Maps(nn.Module):
+    """The part of a network that is written."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.net = model.net
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        return self.net.score_maps(image)
+
+
+class _Graph:
+    """Nodes and constants in the order in which the network computes, and names of its outputs."""
+
+    def __init__(self, model: Model) -> None:
+        traced = fx.symbolic_trace(_Maps(model).eval())
+        self.layers = dict(traced.named_modules())
+        self.ranges = model.ranges or {}
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.outputs: list[str] = []
+        self.maps: dict[fx.Node, str] = {}
+        self.rounded: dict[fx.Node, str] = {}
+        scales = self._scales(traced)
+        for node in traced.graph.nodes:
+            if node.op == "output":
+                self.outputs = [self.maps[score] for score in node.args[0]]
+                return
+            if node.op == "placeholder":
+                self.maps[node] = self._normalised(model.input)
+            else:
+                self.maps[node] = self._written(node, self.maps)
+            if node in scales:
+                self.rounded[node] = self._rounded(node, scales[node])
+
+    def _scales(self, traced: fx.GraphModule) -> dict[fx.Node, Range]:
+        """The range of every map that integer convolutions see, and of those it is made of."""
+        groups: dict[fx.Node, set[fx.Node]] = {}
+        limits: dict[fx.Node, Range] = {}
+        for node in traced.graph.nodes:
+            limit = self.ranges.get(self._name(node))
+            if limit is None:
+                continue
+            group = set(self._through(node.all_input_nodes[0]))
+            group = group.union(*(groups[member] for member in group if member in groups))
+            known = [limit, *(limits[member] for member in group if member in limits)]
+            low, high = min(low for low, _ in known), max(high for _, high in known)
+            groups |= dict.fromkeys(group, group)
+            limits |= dict.fromkeys(group, (low, high))
+        return limits
+
+    def _through(self, node: fx.Node) -> Iterator[fx.Node]:
+        """A map, and through poolings and concatenations those that it is made of."""
+        yield node
+        if self._only_moves(node):
+            for part in node.all_input_nodes:
+                yield from self._through(part)
+
+    def _only_moves(self, node: fx.Node) -> bool:
+        """A layer whose outputs are all among its inputs."""
+        layer = self.layers.get(self._path(node))
+        return node.target is torch.cat or isinstance(layer, nn.MaxPool2d | nn.Dropout)
+
+    def _path(self, node: fx.Node) -> str:
+        return str(node.target) if node.op == "call_module" else ""
+
+    def _name(self, node: fx.Node) -> str:
+        """The layer's name in the network."""
+        return self._path(node).removeprefix("net.")
+
+    def _rounded(self, node: fx.Node, limit: Range) -> str:
+        """The map as integers of one scale, and back: runtimes leave out the way back."""
+        if self._only_moves(node):
+            return self._written(node, self.rounded)
+        low, high = limit
+        scale = np.float32((high - low) / 255 or 1)
+        zero = np.uint8(np.clip(np.round(-low / scale), 0, 255))
+        integers = self._add("QuantizeLinear", self.maps[node], scale, zero)
+        return self._add("DequantizeLinear", integers, scale, zero)
+
+    def _normalised(self, spec: InputSpec) -> str:
+        """`InputSpec.normalise`."""
+        name = "image"
+        if spec.channel_order == "BGR":
+            name = self._add("Gather", name, np.array([2, 1, 0]), axis=3)
+        name = self._add("Transpose", name, perm=[0, 3, 1, 2])
+        name = self._add("Cast", name, to=1)  # float32
+        mean, std = (np.reshape(v, (1, 3, 1, 1)).astype(np.float32) for v in (spec.mean, spec.std))
+        return self._add("Div", self._add("Sub", name, mean), std)
+
+    def _written(self, node: fx.Node, maps: Mapping[fx.Node, str]) -> str:
+        """The name of a node's output, whose inputs are ``maps``."""
+        if node.op == "call_function" and node.target in _FUNCTIONS:
+            attributes = {"axis": 1} if node.target is torch.cat else {}
+            parts: Any = node.args[0] if node.target is torch.cat else node.args
+            inputs = [maps[p] if isinstance(p, fx.Node) else np.float32(p) for p in parts]
+            return self._add(_FUNCTIONS[node.target], *inputs, **attributes)
+        layer = self.layers.get(self._path(node))
+        if isinstance(layer, nn.Conv2d):
+            return self._convolution(node, layer)
+        source = maps[node.all_input_nodes[0]]
+        if isinstance(layer, nn.Dropout | nn.Identity | nn.BatchNorm2d):
+            return source
+        if isinstance(layer, nn.MaxPool2d):
+            return self._add("MaxPool", source, **_window(layer))
+        if isinstance(layer, nn.LocalResponseNorm):
+            numbers: Mapping[str, float] = {
+                "alpha": layer.alpha,
+                "beta": layer.beta,
+                "bias": layer.k,
+            }
+            return self._add("LRN", source, size=layer.size, **numbers)
+        if type(layer) in _ACTIVATIONS:
+            name, numbers = _ACTIVATIONS[type(layer)]
+            return self._add(name, source, **numbers)
+        raise ValueError(f"no ONNX is known here for {node.target}: {layer}")
+
+    def _convolution(self, node: fx.Node, layer: nn.Conv2d) -> str:
+        weight, bias = self._weights(node, layer)
+        (source,) = node.all_input_nodes
+        attributes = {"group": layer.groups, **_window(layer)}
+        if self._name(node) not in self.ranges:
+            return self._add("Conv", self.maps[source], weight, bias, **attributes)
+        largest = abs(weight).reshape(len(weight), -1).max(axis=1)
+        scales = np.where(largest > 0, largest / MAX_WEIGHT, 1).astype(np.float32)
+        integers = np.round(weight / scales[:, None, None, None]).astype(np.int8)
+        weights = self._add(
+            "DequantizeLinear", integers, scales, np.zeros(len(scales), np.int8), axis=0
+        )
+        return self._add("Conv", self.rounded[source], weights, bias, **attributes)
+
+    def _weights(self, node: fx.Node, layer: nn.Conv2d) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Weights and biases, with the normalisation that follows in them."""
+        weight, bias = layer.weight, layer.bias
+        for user in node.users:
+            norm = self.layers.get(self._path(user))
+            if isinstance(norm, nn.BatchNorm2d):
+                assert norm.running_mean is not None
+                assert norm.running_var is not None
+                weight, bias = fuse_conv_bn_weights(
+                    weight,
+                    bias,
+                    norm.running_mean,
+                    norm.running_var,
+                    norm.eps,
+                    norm.weight,
+                    norm.bias,
+                )
+        if bias is None:
+            bias = nn.Parameter(weight.new_zeros(len(weight)))
+        return weight.detach().cpu().numpy(), bias.detach().cpu().numpy()
+
+    def _add(self, kind: str, *inputs: Any, **attributes: Any) -> str:
+        """Append a node; inputs that are no names are constants."""
+        from onnx import helper, numpy_helper  # noqa: PLC0415 - see `to_layers`
+
+        names = []
+        for value in inputs:
+            name = value if isinstance(value, str) else f"c{len(self.constants)}"
+            if name is not value:
+                self.constants.append(numpy_helper.from_array(np.asarray(value), name))
+            names.append(name)
+        output = f"{kind}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, names, [output], **attributes))
+        return output
+
+
+def _window(layer: nn.Module) -> dict[str, list[int]]:
+    """Kernel, stride, padding and dilation of a convolution or pooling, in ONNX's words."""
+    sides = window(layer)
+    assert sides is not None
+    before = after = sides["padding"]
+    if getattr(layer, "ceil_mode", False):
+        after += sides["stride"] - 1  # the same cells; OpenVINO's ceil mode refuses 1 x 1
+    return {
+        "kernel_shape": [sides["kernel"]] * 2,
+        "strides": [sides["stride"]] * 2,
+        "pads": [before, before, after, after],
+        "dilations": [sides["dilation"]] * 2,
+    }

@@ -95,20 +95,32 @@ class _Graph:
         self.outputs: list[str] = []
         self.maps: dict[fx.Node, str] = {}
         self.rounded: dict[fx.Node, str] = {}
-        scales = self._scales(traced)
+        self.steps = self._steps(traced)
         for node in traced.graph.nodes:
             if node.op == "output":
                 self.outputs = [self.maps[score] for score in node.args[0]]
+                self._prune()
                 return
             if node.op == "placeholder":
                 self.maps[node] = self._normalised(model.input)
             else:
                 self.maps[node] = self._written(node, self.maps)
-            if node in scales:
-                self.rounded[node] = self._rounded(node, scales[node])
+            if node in self.steps:
+                self.rounded[node] = self._rounded(node)
 
-    def _scales(self, traced: fx.GraphModule) -> dict[fx.Node, Range]:
-        """The range of every map that integer convolutions see, and of those it is made of."""
+    def _prune(self) -> None:
+        """Drop what only rounded maps are made from: ONNX Runtime would compute it."""
+        needed = set(self.outputs)
+        kept = []
+        for node in reversed(self.nodes):
+            if node.output[0] in needed:
+                kept.append(node)
+                needed |= set(node.input)
+        self.nodes = kept[::-1]
+        self.constants = [constant for constant in self.constants if constant.name in needed]
+
+    def _steps(self, traced: fx.GraphModule) -> dict[fx.Node, tuple[np.float32, np.uint8]]:
+        """Scale and zero point of the maps that integer convolutions see or are fed from."""
         groups: dict[fx.Node, set[fx.Node]] = {}
         limits: dict[fx.Node, Range] = {}
         for node in traced.graph.nodes:
@@ -121,7 +133,7 @@ class _Graph:
             low, high = min(low for low, _ in known), max(high for _, high in known)
             groups |= dict.fromkeys(group, group)
             limits |= dict.fromkeys(group, (low, high))
-        return limits
+        return {node: _step(limit) for node, limit in limits.items()}
 
     def _through(self, node: fx.Node) -> Iterator[fx.Node]:
         """A map, and through poolings and concatenations those that it is made of."""
@@ -142,15 +154,11 @@ class _Graph:
         """The layer's name in the network."""
         return self._path(node).removeprefix("net.")
 
-    def _rounded(self, node: fx.Node, limit: Range) -> str:
+    def _rounded(self, node: fx.Node) -> str:
         """The map as integers of one scale, and back: runtimes leave out the way back."""
-        if self._only_moves(node):
-            return self._written(node, self.rounded)
-        low, high = limit
-        scale = np.float32((high - low) / 255 or 1)
-        zero = np.uint8(np.clip(np.round(-low / scale), 0, 255))
-        integers = self._add("QuantizeLinear", self.maps[node], scale, zero)
-        return self._add("DequantizeLinear", integers, scale, zero)
+        floats = self._written(node, self.rounded) if self._only_moves(node) else self.maps[node]
+        integers = self._add("QuantizeLinear", floats, *self.steps[node])
+        return self._add("DequantizeLinear", integers, *self.steps[node])
 
     def _normalised(self, spec: InputSpec) -> str:
         """`InputSpec.normalise`."""
@@ -198,10 +206,12 @@ class _Graph:
         largest = abs(weight).reshape(len(weight), -1).max(axis=1)
         scales = np.where(largest > 0, largest / MAX_WEIGHT, 1).astype(np.float32)
         integers = np.round(weight / scales[:, None, None, None]).astype(np.int8)
-        weights = self._add(
-            "DequantizeLinear", integers, scales, np.zeros(len(scales), np.int8), axis=0
-        )
-        return self._add("Conv", self.rounded[source], weights, bias, **attributes)
+        weights = self._add("DequantizeLinear", integers, scales, axis=0)
+        # ONNX Runtime adds biases to the sums of integers, else it computes in floats.
+        scales = scales * self.steps[source][0]
+        sums = np.round(bias / scales).clip(-(2**31), 2**31 - 1).astype(np.int32)
+        biases = self._add("DequantizeLinear", sums, scales, axis=0)
+        return self._add("Conv", self.rounded[source], weights, biases, **attributes)
 
     def _weights(self, node: fx.Node, layer: nn.Conv2d) -> tuple[NDArray[Any], NDArray[Any]]:
         """Weights and biases, with the normalisation that follows in them."""
@@ -237,6 +247,13 @@ class _Graph:
         output = f"{kind}{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, names, [output], **attributes))
         return output
+
+
+def _step(limit: Range) -> tuple[np.float32, np.uint8]:
+    """Scale and zero point with which 0..255 cover a range."""
+    low, high = limit
+    scale = np.float32((high - low) / 255 or 1)
+    return scale, np.uint8(np.clip(np.round(-low / scale), 0, 255))
 
 
 def _window(layer: nn.Module) -> dict[str, list[int]]:

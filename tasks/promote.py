@@ -14,11 +14,12 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from pydantic import BaseModel, ConfigDict, Field
 
-from fcn.device import Device, Precision
+from fcn.device import Precision
 from fcn.evaluate import score_samples
 from fcn.intervals import UNKNOWN, Interval, bootstrap, paired_gain, tally
 from fcn.metrics import Scores
 from fcn.predict import Predictor
+from fcn.recipes import Device
 from tasks import serving, stores
 from tasks.artifacts import Progress, publish_table
 from tasks.assets import materialise

@@ -168,6 +168,7 @@ def test_weights_must_be_of_the_networks_dtype(dtype: torch.dtype) -> None:
         ({"classes": [{"id": 1, "name": "a", "colour": [0, 0, 0]}]}, "ids must be 0"),
         ({"classes": [{"id": 0}]}, "colour"),
         ({"code": "import os"}, "code"),
+        ({"input": {**vars(CAFFE), "gamma": 2}}, "input.gamma: Unexpected"),
         ({"in_channels": 0}, "in_channels"),
         ({"in_channels": 2**62}, "card cannot be built: Storage size"),
         ({"heads": {"a": 5}}, "heads"),

@@ -166,7 +166,14 @@ def load(file: bytes | str | Path | BinaryIO) -> Model:
                 at_once=card.at_once,
                 heads=card.heads,
             )
-        model = Model(net, classes, card.input, card.facts, further_classes=further)
+        model = Model(
+            net,
+            classes,
+            card.input,
+            card.facts,
+            further_classes=further,
+            ranges=card.ranges,
+        )
     except (ValueError, KeyError, TypeError, RuntimeError) as error:  # torch's, of sizes too large
         raise CheckpointError(f"the model card cannot be built: {error}") from error
     check_fit(net, tensors)

@@ -3,11 +3,17 @@
 from prefect import flow
 
 from tasks.dataset import read_info
+from tasks.hooks import HOOKS
 from tasks.quantise import QuantiseConfig, QuantiseSummary, quantise_model, write_if_accurate
 from tasks.run_names import run_name
+from tasks.run_start import start_run
 
 
-@flow(name="quantise", flow_run_name=run_name("quantise {} -> {}", "model_url", "quantised_url"))
+@flow(
+    name="quantise",
+    flow_run_name=run_name("quantise {} -> {}", "model_url", "quantised_url"),
+    **HOOKS,
+)
 def quantise(
     dataset_url: str,
     model_url: str,
@@ -39,6 +45,7 @@ def quantise(
         CheckpointError: no usable model at model_url, or one of other classes.
         StoreError: something cannot be read or written.
     """
+    start_run(dataset_url, model_url, quantised_url)
     info = read_info(dataset_url)
     candidate = quantise_model(info, model_url, quantised_url, config)
     return write_if_accurate(candidate, info, quantised_url, split, config)

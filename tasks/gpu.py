@@ -1,0 +1,103 @@
+"""One training or prediction per GPU: a place of a concurrency limit on the Prefect server.
+
+Whoever starts a worker for a GPU names the GPU's limit in `LIMIT_VARIABLE`; flow runs inherit
+it. ``deployments/set_up.py --gpu NAME`` makes the limit. A flow run takes its place before it
+loads a network and gives it back at the end; the next one waits meanwhile, and says so.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from uuid import UUID
+
+import httpx
+import torch
+from prefect import get_client, get_run_logger
+from prefect.client.schemas.objects import ConcurrencyLeaseHolder
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
+from prefect.concurrency.sync import concurrency
+
+from prefect.runtime import flow_run
+
+LIMIT_VARIABLE = "FCN_GPU_LIMIT"
+"""Environment variable with the name of the limit, such as ``gpu:rack-3:0``; unset: no limit."""
+
+
+class GpuLimitError(Exception):
+    """The limit of a GPU that the environment names is not on the server."""
+
+
+@contextmanager
+def gpu_place(device: str) -> Iterator[None]:
+    """A context that holds the GPU's only place; waits for it while another flow run has it.
+
+    Nothing is asked for where `LIMIT_VARIABLE` is not set, or the network runs on a CPU.
+    While it waits, the flow run has the tag "waiting for NAME". The place of a run that was
+    killed is free again after five minutes. To be used inside a flow run.
+
+    Args:
+        device: As in a flow's configuration: auto, cpu, cuda, cuda:1.
+
+    Raises:
+        GpuLimitError: the server has no such limit.
+    """
+    name = os.environ.get(LIMIT_VARIABLE)
+    if not name or not _is_gpu(device):
+        yield
+        return
+    with ExitStack() as place:
+        try:
+            place.enter_context(_take(name, max_retries=0))
+        except ConcurrencySlotAcquisitionError as error:
+            _require_taken(name, error)
+            with _waiting(name):
+                place.enter_context(_take(name))
+        yield
+
+
+def _is_gpu(device: str) -> bool:
+    # Not by `fcn.device.find_device`: it would occupy the GPU that is being asked for.
+    return torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+
+
+def _take(name: str, max_retries: int | None = None) -> AbstractContextManager[None]:
+    return concurrency(
+        name,
+        strict=True,
+        max_retries=max_retries,
+        holder=ConcurrencyLeaseHolder(type="flow_run", id=_run_id()),
+        raise_on_lease_renewal_failure=False,  # a server that is away stops no training
+    )
+
+
+def _require_taken(name: str, error: ConcurrencySlotAcquisitionError) -> None:
+    """Returns where the limit is there but taken."""
+    cause = error.__cause__
+    if cause is None:
+        raise GpuLimitError(
+            f"{LIMIT_VARIABLE}={name}: the Prefect server has no active limit of this name, so "
+            f"two runs might share the GPU; make it: python deployments/set_up.py --gpu {name}"
+        ) from error
+    if not isinstance(cause, httpx.HTTPStatusError) or cause.response.status_code != 423:  # Locked
+        raise error
+
+
+@contextmanager
+def _waiting(name: str) -> Iterator[None]:
+    """Marks the flow run as one that waits."""
+    start = time.monotonic()
+    get_run_logger().info("%s is taken by another run; waiting for it", name)
+    tag = f"waiting for {name}"
+    with get_client(sync_client=True) as client:
+        tags = set(client.read_flow_run(_run_id()).tags)
+        client.update_flow_run(_run_id(), tags={*tags, tag})
+        try:
+            yield
+        finally:
+            client.update_flow_run(_run_id(), tags=tags - {tag})
+    get_run_logger().info("%s is free; waited %.0f s", name, time.monotonic() - start)
+
+
+def _run_id() -> UUID:
+    return UUID(flow_run.id)

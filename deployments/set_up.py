@@ -85,7 +85,8 @@ def base_job_template(arguments: argparse.Namespace) -> dict[str, Any]:
     template: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     variables = template["variables"]["properties"]
     variables["image"]["default"] = arguments.image
-    variables["env"]["default"] = {GPU_LIMIT: name for name in arguments.gpu}
+    if arguments.gpu:
+        variables["env"]["default"] = {GPU_LIMIT: arguments.gpu[0]}
     return template
 
 

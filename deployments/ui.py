@@ -22,13 +22,19 @@ ROOT = Path(__file__).resolve().parents[1]
 HOME = Path(os.environ.get("PREFECT_HOME", ROOT / ".prefect"))
 PORT = os.environ.get("PORT", "4200")
 ADDRESS = f"http://127.0.0.1:{PORT}"
-POOL = "fcn-process"
+POOL = "fcn"
+GPU = "gpu:here"
 ENVIRONMENT = os.environ | {
     "DO_NOT_TRACK": "1",
+    "FCN_GPU_LIMIT": GPU,  # runs that find a GPU take turns
     "PREFECT_API_URL": f"{ADDRESS}/api",
     "PREFECT_HOME": str(HOME),
     "PREFECT_SERVER_API_HOST": "127.0.0.1",
     "PREFECT_SERVER_API_PORT": PORT,  # its pages call this port, whatever it listens on
+    # In memory, the default, a restart would leave the places of running runs taken for ever.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
+        "prefect.server.concurrency.lease_storage.filesystem"
+    ),
 }
 
 
@@ -43,8 +49,7 @@ def main() -> None:
     print(f"Starting the Prefect server; its log is {log_path}", flush=True)
     with log_path.open("w") as log, child("server", "start", stdout=log, stderr=log) as server:
         wait_until_healthy(server, log_path)
-        prefect("work-pool", "create", "--type", "process", "--overwrite", POOL)
-        prefect("--no-prompt", "deploy", "--prefect-file", "deployments/prefect.yaml", "--all")
+        set_up()
         with child("worker", "start", "--pool", POOL) as worker:
             print(f"\nOpen {ADDRESS} - Ctrl-C stops the server, the worker and its runs.")
             print("To see the runs of another shell there, type in it:")
@@ -75,10 +80,10 @@ def wait_until_healthy(server: subprocess.Popen[bytes], log_path: Path) -> None:
     fail(f"the Prefect server did not start; see {log_path}")
 
 
-def prefect(*arguments: str) -> None:
-    """Runs a Prefect command; its output is shown where it fails."""
+def set_up() -> None:
+    """Makes pool, limit and deployments; ends here, with what it said, where it fails."""
     outcome = subprocess.run(
-        command(*arguments),
+        [sys.executable, "deployments/set_up.py", "--gpu", GPU],
         cwd=ROOT,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
@@ -87,7 +92,7 @@ def prefect(*arguments: str) -> None:
         check=False,
     )
     if outcome.returncode:
-        fail(f"prefect {' '.join(arguments)} failed:\n{outcome.stdout}")
+        fail(f"the server could not be set up:\n{outcome.stdout}")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from fcn.trunks import TRUNKS, Backbone
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 """Names of devices in settings: auto (a GPU where there is one), cpu, cuda, cuda:1, …"""
 
-Pixels = Annotated[int, Field(ge=1)]
+Pixels = Annotated[int, Field(ge=1, le=1 << 14)]
 OptimizerName = Literal["sgd", "adamw"]
 RecipeName = Literal["modern", "reference", "reference_alexnet"]
 Schedule = Literal["poly", "cosine", "fixed"]
@@ -64,7 +64,7 @@ class TrainConfig(BaseModel):
         "and accumulate 20.",
     )
     learning_rate: float | None = Field(
-        None, gt=0, description="Peak learning rate; empty takes the recipe's."
+        None, gt=0, le=10, description="Peak learning rate; empty takes the recipe's."
     )
     optimizer: OptimizerName | None = Field(
         None,
@@ -76,6 +76,7 @@ class TrainConfig(BaseModel):
     weight_decay: float | None = Field(
         None,
         ge=0,
+        le=10,
         description="Decay of weights, biases and normalisations have none; empty takes the "
         "recipe's.",
     )
@@ -91,16 +92,18 @@ class TrainConfig(BaseModel):
         description="Share of the steps over which the learning rate rises; empty takes the "
         "recipe's.",
     )
-    epochs: int = Field(30, ge=1, description="Passes over the training split.")
+    epochs: int = Field(30, ge=1, le=100_000, description="Passes over the training split.")
     batch_size: int = Field(
         8,
         ge=1,
+        le=1024,
         description="Images, or crops, that go through the network together; with several "
         "processes, over all of them.",
     )
     num_processes: int | None = Field(
         None,
         ge=1,
+        le=64,
         description="Training processes on this machine, as torchrun starts them: each takes its "
         "share of every batch, and the steps are those of one. Empty is one for each GPU (a "
         "device cuda:1 has one), and one on a CPU.",
@@ -108,6 +111,7 @@ class TrainConfig(BaseModel):
     accumulate: int = Field(
         1,
         ge=1,
+        le=1024,
         description="Batches in one step: their gradients make that of one large batch, a mean "
         "over all its labelled pixels. Batch normalisation still sees each batch alone.",
     )
@@ -130,7 +134,10 @@ class TrainConfig(BaseModel):
         False, description="Train the bilinear kernels of the transposed convolutions."
     )
     evaluate_every: int = Field(
-        5, ge=1, description="Epochs between evaluations on the val split; the last always is."
+        5,
+        ge=1,
+        le=100_000,
+        description="Epochs between evaluations on the val split; the last always is.",
     )
     device: Device = Field(
         "auto", description='"auto" (GPU if there is one), "cpu", "cuda", "cuda:1".'
@@ -152,6 +159,7 @@ class TrainConfig(BaseModel):
     num_workers: int = Field(
         1,
         ge=0,
+        le=256,
         description="Processes that decode and augment, for each training process; 0 does it in "
         "the training process.",
     )

@@ -1,6 +1,9 @@
 """The flow that shows what a prediction has made."""
 
+from typing import Annotated
+
 from prefect import flow
+from pydantic import Field
 
 from tasks.browse import BrowseSummary, make_page
 from tasks.hooks import HOOKS
@@ -10,7 +13,10 @@ from tasks.run_start import start_run
 
 @flow(name="browse", flow_run_name=run_name("browse {}", "output_url"), **HOOKS)
 def browse(
-    output_url: str, page_url: str | None = None, images_per_section: int = 8, seed: int = 0
+    output_url: str,
+    page_url: str | None = None,
+    images_per_section: Annotated[int, Field(ge=1, le=100)] = 8,
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0,
 ) -> BrowseSummary:
     """Make one page of a prediction's overlays: random, least confident, by class, failed.
 

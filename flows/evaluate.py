@@ -10,6 +10,7 @@ from tasks.evaluate import (
     report_evaluation,
     score_split,
 )
+from tasks.gpu import gpu_place
 from tasks.hooks import HOOKS
 from tasks.run_names import run_name
 from tasks.run_start import start_run
@@ -50,10 +51,12 @@ def evaluate(
         DatasetError: no dataset at dataset_url, or no such split.
         CheckpointError: no usable model at model_url, or one of other classes.
         PromoteError: a .json there that is no serving.json.
+        GpuLimitError: the worker names a limit of its GPU that the server does not have.
         StoreError: something cannot be read or written.
     """
     start_run(dataset_url, model_url, report_url)
     info = read_info(dataset_url)
     claim_report(report_url)
-    evaluation = score_split(info, resolve(model_url), split, config)
+    with gpu_place(config.device):
+        evaluation = score_split(info, resolve(model_url), split, config)
     return report_evaluation(evaluation, info, report_url)

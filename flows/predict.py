@@ -51,6 +51,7 @@ def predict(
         DeviceError: a device this machine does not have.
         FanOutError: shards cannot be segmented where they should be: no such deployment or
             cluster, or a package that is not installed.
+        GpuLimitError: the worker names a limit of its GPU that the server does not have.
         PredictError: shards failed, or too many images; what is done is kept.
     """
     start_run(collection_url, model_url, output_url)

@@ -5,6 +5,7 @@ from prefect import flow
 from fcn.recipes import TrainConfig
 from tasks.dataset import read_info
 from tasks.evaluate import EvaluateConfig, evaluation_split, report_evaluation, score_split
+from tasks.gpu import gpu_place
 from tasks.hooks import HOOKS
 from tasks.run_names import run_name
 from tasks.run_start import start_run
@@ -41,14 +42,16 @@ def train(
         ImageError, LabelError: a training sample that cannot be used, by its key.
         TrainingError: the loss or its gradient is not finite.
         RankError: one of several training processes ended by itself, or was killed.
+        GpuLimitError: the worker names a limit of its GPU that the server does not have.
         StoreError: something cannot be read or written.
     """
     start_run(dataset_url, run_url, config)
     info = read_info(dataset_url)
     run = claim_run(info, run_url, config)
-    model_url = train_network(info, run, config)
     settings = EvaluateConfig(device=config.device, precision=config.precision, backend="torch")
-    evaluation = score_split(info, model_url, evaluation_split(info), settings)
+    with gpu_place(config.device):
+        model_url = train_network(info, run, config)
+        evaluation = score_split(info, model_url, evaluation_split(info), settings)
     summary = report_evaluation(evaluation, info, run_url, run.read_metrics())
     return TrainSummary(
         model_url=model_url,

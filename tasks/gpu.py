@@ -6,22 +6,24 @@ loads a network and gives it back at the end; the next one waits meanwhile, and 
 """
 
 import os
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator, Set
+from contextlib import ExitStack, contextmanager
 from uuid import UUID
 
-import httpx
 import torch
 from prefect import get_client, get_run_logger
 from prefect.client.schemas.objects import ConcurrencyLeaseHolder
 from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
-
 from prefect.runtime import flow_run
 
 LIMIT_VARIABLE = "FCN_GPU_LIMIT"
 """Environment variable with the name of the limit, such as ``gpu:rack-3:0``; unset: no limit."""
+
+PATIENCE = 2.0
+"""Seconds after which a flow run says that it waits."""
 
 
 class GpuLimitError(Exception):
@@ -47,12 +49,8 @@ def gpu_place(device: str) -> Iterator[None]:
         yield
         return
     with ExitStack() as place:
-        try:
-            place.enter_context(_take(name, max_retries=0))
-        except ConcurrencySlotAcquisitionError as error:
-            _require_taken(name, error)
-            with _waiting(name):
-                place.enter_context(_take(name))
+        with _told_if_waiting(name):
+            place.enter_context(_take(name))
         yield
 
 
@@ -61,42 +59,56 @@ def _is_gpu(device: str) -> bool:
     return torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
 
 
-def _take(name: str, max_retries: int | None = None) -> AbstractContextManager[None]:
-    return concurrency(
-        name,
-        strict=True,
-        max_retries=max_retries,
-        holder=ConcurrencyLeaseHolder(type="flow_run", id=_run_id()),
-        raise_on_lease_renewal_failure=False,  # a server that is away stops no training
-    )
-
-
-def _require_taken(name: str, error: ConcurrencySlotAcquisitionError) -> None:
-    """Returns where the limit is there but taken."""
-    cause = error.__cause__
-    if cause is None:
-        raise GpuLimitError(
-            f"{LIMIT_VARIABLE}={name}: the Prefect server has no active limit of this name, so "
-            f"two runs might share the GPU; make it: python deployments/set_up.py --gpu {name}"
-        ) from error
-    if not isinstance(cause, httpx.HTTPStatusError) or cause.response.status_code != 423:  # Locked
-        raise error
+@contextmanager
+def _take(name: str) -> Iterator[None]:
+    with ExitStack() as place:
+        try:
+            place.enter_context(
+                concurrency(
+                    name,
+                    strict=True,
+                    holder=ConcurrencyLeaseHolder(type="flow_run", id=_run_id()),
+                    raise_on_lease_renewal_failure=False,  # a server that is away stops no training
+                )
+            )
+        except ConcurrencySlotAcquisitionError as error:
+            if error.__cause__ is not None:  # what the server answered
+                raise
+            raise GpuLimitError(
+                f"{LIMIT_VARIABLE}={name}: the Prefect server has no active limit of this name, so "
+                f"two runs might share the GPU; make it: python deployments/set_up.py --gpu {name}"
+            ) from error
+        yield
 
 
 @contextmanager
-def _waiting(name: str) -> Iterator[None]:
-    """Marks the flow run as one that waits."""
+def _told_if_waiting(name: str) -> Iterator[None]:
+    """A context that marks its flow run as one that waits, if it lasts."""
     start = time.monotonic()
-    get_run_logger().info("%s is taken by another run; waiting for it", name)
-    tag = f"waiting for {name}"
+    run_id, log, told = _run_id(), get_run_logger(), threading.Event()
+
+    def tell() -> None:
+        log.info("%s is taken by another run; waiting for it", name)
+        told.set()
+        _tag(run_id, add={f"waiting for {name}"})
+
+    timer = threading.Timer(PATIENCE, tell)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        if told.is_set():
+            _tag(run_id, remove={f"waiting for {name}"})
+    if told.is_set():
+        log.info("%s is free; waited %.0f s", name, time.monotonic() - start)
+
+
+def _tag(run_id: UUID, add: Set[str] = frozenset(), remove: Set[str] = frozenset()) -> None:
     with get_client(sync_client=True) as client:
-        tags = set(client.read_flow_run(_run_id()).tags)
-        client.update_flow_run(_run_id(), tags={*tags, tag})
-        try:
-            yield
-        finally:
-            client.update_flow_run(_run_id(), tags=tags - {tag})
-    get_run_logger().info("%s is free; waited %.0f s", name, time.monotonic() - start)
+        tags = set(client.read_flow_run(run_id).tags)
+        client.update_flow_run(run_id, tags=(tags | add) - remove)
 
 
 def _run_id() -> UUID:

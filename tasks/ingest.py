@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Annotated
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -35,7 +36,7 @@ class IngestConfig(BaseModel):
         description="Publish nothing if the audit finds an error. Otherwise bad samples are left "
         "out and counted.",
     )
-    ignore_values: tuple[int, ...] | None = Field(
+    ignore_values: tuple[Annotated[int, Field(ge=0, le=65_535)], ...] | None = Field(
         None,
         description="Mask values that belong to no class and become 255, besides 255 itself. "
         "Empty: 11 for CamVid folders with eleven classes, else none.",
@@ -46,7 +47,12 @@ class IngestConfig(BaseModel):
         lt=1,
         description="Share of the samples for val, where the source does not say which they are.",
     )
-    seed: int = Field(0, description="Of that choice. The same seed chooses the same samples.")
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**32,
+        description="Of that choice. The same seed chooses the same samples.",
+    )
     overwrite: bool = Field(
         False, description="Replace a dataset of other content that is at dataset_url."
     )
@@ -57,7 +63,10 @@ class IngestConfig(BaseModel):
         description="Images and masks with more pixels, by their header, are errors.",
     )
     max_file_bytes: int = Field(
-        MAX_FILE_BYTES, ge=1 << 20, description="Size at which a Parquet file of the dataset ends."
+        MAX_FILE_BYTES,
+        ge=1 << 20,
+        le=1 << 34,
+        description="Size in bytes at which a Parquet file of the dataset ends.",
     )
     num_threads: int = Field(
         NUM_THREADS, ge=1, le=256, description="Files read and decoded at the same time."

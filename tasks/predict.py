@@ -19,6 +19,7 @@ from tasks import manifest as manifests
 from tasks.artifacts import Progress, publish_markdown, publish_table
 from tasks.assets import materialise
 from tasks.fan_out import KEPT, Partition, shards_name
+from tasks.gpu import gpu_place
 from tasks.manifest import Manifest
 from tasks.plan import Plan, missing_shards, plan_run
 from tasks.predict_config import PredictConfig, run_digest
@@ -129,6 +130,7 @@ def segment_shards(
 
     Raises:
         PredictError: shards failed; the parts of the others are kept.
+        GpuLimitError: the worker names a limit of its GPU that the server does not have.
     """
     start = time.monotonic()
     shards = range(plan.manifest.num_shards) if within is None else within
@@ -157,7 +159,8 @@ def _segment_here(
     def submit(partition: Partition) -> PrefectFuture[list[ShardReport]]:
         return segment_partition.submit(given, partition.missing, bar)
 
-    return _segment_partitions(todo, submit, config.concurrency)
+    with gpu_place(config.device):
+        return _segment_partitions(todo, submit, config.concurrency)
 
 
 def _segment_on_cluster(

@@ -75,6 +75,7 @@ class PredictConfig(BaseModel):
     tile_size: int | None = Field(
         None,
         ge=64,
+        le=1 << 14,
         description="Side of the square tiles, in pixels, that larger images are cut into for "
         "the network; empty: automatic above a size. Masks do not depend on it.",
     )
@@ -87,10 +88,14 @@ class PredictConfig(BaseModel):
     max_image_bytes: int = Field(
         MAX_BYTES,
         ge=1,
-        description="Larger image files become failed rows, unread where their size is listed.",
+        le=1 << 34,
+        description="Image files of more bytes become failed rows, unread where their size is "
+        "listed.",
     )
     memory_budget: int = Field(
         10 << 30,
+        ge=1,
+        le=1 << 44,
         description="Most bytes that files, pixels and masks take at once, over all shards in "
         "work and in the processes that decode; only images near max_image_pixels make use of "
         "all of it. On top come the network (weights, maps of one batch or tile, or of small "

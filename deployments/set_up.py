@@ -29,7 +29,7 @@ def main() -> None:
     """Sets up the server that the settings name."""
     arguments = parse()
     server = get_current_settings().api.url
-    if server is None:
+    if not server:
         fail("PREFECT_API_URL is not set; make ui starts a server on this machine")
     print(f"Setting up {server}")
     template = base_job_template(arguments)

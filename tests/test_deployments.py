@@ -1,65 +1,176 @@
-"""The deployments on a real server, as ``prefect deploy`` registers them."""
+"""The deployments on a real server, as ``deployments/set_up.py`` registers them."""
 
+import importlib.util
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
+from prefect.utilities.schema_tools import validate
 
 from flows.command_line import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
+PREFECT_FILE = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text("utf-8"))
+NAMES = [deployment["name"] for deployment in PREFECT_FILE["deployments"]]
+ON_GPUS = {"train", "train-staged", "evaluate", "predict", "pipeline"}
+
+
+def script(name):
+    """A script of deployments/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "deployments" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def set_up(*options, **environment):
+    return subprocess.run(
+        [sys.executable, "deployments/set_up.py", *options],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="module")
 def deployments(prefect_server):
-    """Every deployment of prefect.yaml, by name, after the commands of its first lines."""
-    environment = os.environ | get_current_settings().to_environment_variables(exclude_unset=True)
-    for command in (
-        ("work-pool", "create", "--type", "process", "fcn-process"),
-        ("--no-prompt", "deploy", "--prefect-file", "deployments/prefect.yaml", "--all"),
-    ):
-        run = subprocess.run(
-            [sys.executable, "-m", "prefect", *command],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=200,
-            check=False,
-        )
-        assert run.returncode == 0, run.stdout + run.stderr
+    """Every deployment, by name, after set_up.py."""
+    settings = get_current_settings().to_environment_variables(exclude_unset=True)
+    run = set_up("--gpu", "gpu:rack:0", **settings)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "work pool fcn: made, of type process" in run.stdout
+    assert f"deployments: {len(NAMES)} registered" in run.stdout
     with get_client(sync_client=True) as client:
         return {deployment.name: deployment for deployment in client.read_deployments()}
 
 
+@pytest.fixture
+def client(prefect_server):
+    with get_client(sync_client=True) as client:
+        yield client
+
+
 def test_every_verb_is_deployed_by_its_module_path(deployments):
-    assert {name: deployment.entrypoint for name, deployment in deployments.items()} == {
-        verb: f"flows.{verb}.{verb}" for verb in VERBS
-    }
+    entrypoints = {name: deployment.entrypoint for name, deployment in deployments.items()}
+    assert {
+        verb.replace("_", "-"): f"flows.{verb}.{verb}" for verb in VERBS
+    }.items() <= entrypoints.items()
+    assert list(entrypoints) == sorted(NAMES)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_deployment_pulls_nothing_and_starts_nothing_by_itself(deployments, verb):
-    deployment = deployments[verb]
-    assert deployment.work_pool_name == "fcn-process"
+@pytest.mark.parametrize("name", NAMES)
+def test_a_deployment_pulls_nothing_and_starts_nothing_by_itself(deployments, name):
+    deployment = deployments[name]
+    assert deployment.work_pool_name == "fcn"
     assert not deployment.pull_steps
     assert [schedule for schedule in deployment.schedules if schedule.active] == []
     assert deployment.description
     assert "fcn" in deployment.tags
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_field_of_the_form_is_described(deployments, verb):
-    schema = deployments[verb].parameter_openapi_schema
-    fields = dict(schema["properties"])
-    for definition in schema.get("definitions", {}).values():
-        fields |= definition.get("properties", {})
-    assert [name for name, field in fields.items() if not field.get("description")] == []
+def test_what_uses_a_gpu_asks_for_one_in_its_own_queue(deployments):
+    queues = {name: deployment.work_queue_name for name, deployment in deployments.items()}
+    assert {name for name in queues if queues[name] == "gpu"} == ON_GPUS
+    for name in ON_GPUS:
+        variables = deployments[name].job_variables
+        assert variables["resources"]["limits"]["nvidia.com/gpu"] == "1"
+        [request] = variables["container_create_kwargs"]["device_requests"]
+        assert request == {"driver": "nvidia", "count": 1, "capabilities": [["gpu"]]}
+
+
+def test_scheduled_deployments_do_not_overtake_themselves(deployments):
+    scheduled = {name for name, deployment in deployments.items() if deployment.schedules}
+    assert scheduled == {"predict", "verify", "pipeline"}
+    for name in scheduled - {"verify"}:
+        assert deployments[name].global_concurrency_limit.limit == 1
+        assert deployments[name].concurrency_options.collision_strategy == "ENQUEUE"
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "reason"),
+    [
+        ("predict", {"images_per_shard": 0}, "config.images_per_shard.*less than the minimum of 1"),
+        ("predict", {"mask_format": "tiff"}, "config.mask_format.*'tiff' is not one of"),
+        ("predict", {"device": "gpu"}, "config.device"),
+        ("predict", {"batchsize": 4}, "'batchsize' was unexpected"),
+        ("train", {"stride": 5}, r"config.stride.*5 is not one of \[4, 8, 16, 32\]"),
+    ],
+)
+def test_a_wrong_value_is_refused_on_submission_and_told_why(
+    deployments, client, name, config, reason
+):
+    urls = dict.fromkeys(deployments[name].parameter_openapi_schema["required"], "/there")
+    with pytest.raises(PrefectHTTPStatusError, match=reason) as refused:
+        client.create_flow_run_from_deployment(
+            deployments[name].id, parameters=urls | {"config": config}
+        )
+    assert refused.value.response.status_code == 409
+
+
+def test_setting_up_again_keeps_what_is_there(deployments, client, capsys):
+    module = script("set_up")
+    pool = client.read_work_pool("fcn")
+    limit = client.read_global_concurrency_limit_by_name("gpu:rack:0")
+    assert limit.limit == 1
+    module.make_work_pool(client, "fcn", "process", {"variables": {}, "job_configuration": {}})
+    module.make_limit(client, "gpu:rack:0")
+    assert client.read_work_pool("fcn") == pool
+    assert client.read_global_concurrency_limit_by_name("gpu:rack:0") == limit
+    assert capsys.readouterr().out.count("there, left as it is") == 2
+
+
+def test_a_pool_of_another_type_is_not_taken_over(deployments, client):
+    with pytest.raises(SystemExit, match="a work pool fcn of type process; set up with --type"):
+        script("set_up").make_work_pool(client, "fcn", "docker", {})
+
+
+@pytest.mark.parametrize("kind", ["docker", "kubernetes"])
+def test_other_pools_take_the_same_deployments(client, kind):
+    module = script("set_up")
+    gpu = ["gpu:rack:0"] if kind == "docker" else []
+    template = module.base_job_template(SimpleNamespace(type=kind, image="reg/fcn:1", gpu=gpu))
+    module.make_work_pool(client, f"fcn-{kind}", kind, template)
+    schema = client.read_work_pool(f"fcn-{kind}").base_job_template["variables"]
+    defaults = {name: field.get("default") for name, field in schema["properties"].items()}
+    assert defaults["image"] == "reg/fcn:1"
+    assert defaults["env"] == ({"FCN_GPU_LIMIT": "gpu:rack:0"} if gpu else {})
+    for deployment in PREFECT_FILE["deployments"]:
+        variables = defaults | deployment["work_pool"].get("job_variables", {})
+        validate(variables, schema, raise_on_error=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--type", "kubernetes", "--gpu", "a"], "Kubernetes itself gives each GPU to one run"),
+        (["--type", "docker", "--gpu", "a", "--gpu", "b"], "take the first GPU"),
+        (["--type", "lambda"], "invalid choice: 'lambda'"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(monkeypatch, capsys, options, reason):
+    monkeypatch.setattr(sys, "argv", ["set_up.py", *options])
+    with pytest.raises(SystemExit, match="2"):
+        script("set_up").parse()
+    assert reason in capsys.readouterr().err
+
+
+def test_without_a_server_the_next_step_is_told(tmp_path):
+    run = set_up(PREFECT_HOME=str(tmp_path), PREFECT_API_URL="")
+    assert run.returncode == 1
+    assert run.stderr == (
+        "error: PREFECT_API_URL is not set; make ui starts a server on this machine\n"
+    )
 
 
 def test_a_taken_port_is_named_before_anything_starts(tmp_path):

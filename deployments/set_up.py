@@ -1,20 +1,30 @@
 """Makes everything that flow runs need on a Prefect server: ``python deployments/set_up.py``.
 
-The work pool, the limits of GPUs, and every deployment. Run it again after an update: what is
-there is kept, deployments are brought up to date. ``PREFECT_API_URL`` names the server.
+The work pool, the limits of GPUs, every deployment, the automations. Run it again after an
+update: deployments are brought up to date, and what their owner has chosen since is kept.
+``PREFECT_API_URL`` names the server.
 """
 
 import argparse
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
+from prefect.client.schemas.actions import (
+    DeploymentScheduleUpdate,
+    DeploymentUpdate,
+    GlobalConcurrencyLimitCreate,
+    WorkPoolCreate,
+)
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessWorker
@@ -23,6 +33,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PREFECT_FILE = ROOT / "deployments" / "prefect.yaml"
 TYPES = ("process", "docker", "kubernetes")
 GPU_LIMIT = "FCN_GPU_LIMIT"  # of tasks/gpu.py
+
+PATIENCE = 60.0
+"""Seconds that a server has to answer."""
 
 
 def main() -> None:
@@ -34,13 +47,15 @@ def main() -> None:
     print(f"Setting up {server}")
     template = base_job_template(arguments)
     with get_client(sync_client=True) as client:
-        if error := client.api_healthcheck():
-            fail(f"{server} does not answer: {error}")
+        wait_for(client, server)
         for name in work_pools():
             make_work_pool(client, name, arguments.type, template)
         for name in arguments.gpu:
             make_limit(client, name)
-    register_deployments()
+        before = deployed(client)
+        register_deployments()
+        keep_choices(client, before)
+    install_automations()
 
 
 def parse() -> argparse.Namespace:
@@ -90,10 +105,32 @@ def base_job_template(arguments: argparse.Namespace) -> dict[str, Any]:
     return template
 
 
+def wait_for(client: SyncPrefectClient, server: str) -> None:
+    """Returns when the server answers: it may have been started just now."""
+    end = time.monotonic() + PATIENCE
+    while error := client.api_healthcheck():
+        if time.monotonic() > end:
+            fail(f"{server} does not answer: {error}")
+        time.sleep(1)
+
+
+def described() -> list[dict[str, Any]]:
+    """The deployments as prefect.yaml has them."""
+    content = yaml.safe_load(PREFECT_FILE.read_text(encoding="utf-8"))
+    deployments: list[dict[str, Any]] = content["deployments"]
+    return deployments
+
+
 def work_pools() -> list[str]:
     """Names of the pools that prefect.yaml deploys to."""
-    deployments = yaml.safe_load(PREFECT_FILE.read_text(encoding="utf-8"))["deployments"]
-    return sorted({deployment["work_pool"]["name"] for deployment in deployments})
+    return sorted({deployment["work_pool"]["name"] for deployment in described()})
+
+
+def deployed(client: SyncPrefectClient) -> dict[str | None, DeploymentResponse]:
+    """The deployments of prefect.yaml that are on the server, by entrypoint."""
+    names = [deployment["name"] for deployment in described()]
+    named = DeploymentFilter(name=DeploymentFilterName(any_=names))
+    return {found.entrypoint: found for found in client.read_deployments(deployment_filter=named)}
 
 
 def make_work_pool(
@@ -128,9 +165,54 @@ def make_limit(client: SyncPrefectClient, name: str) -> None:
 
 def register_deployments() -> None:
     """Registers every deployment of prefect.yaml; ends here when one cannot be."""
-    command = ["--no-prompt", "deploy", "--prefect-file", str(PREFECT_FILE), "--all"]
+    deploy = ("--no-prompt", "deploy", "--prefect-file", str(PREFECT_FILE), "--all")
+    output = python("-m", "prefect", *deploy)
+    print(f"deployments: {output.count('successfully created')} registered")
+
+
+def keep_choices(
+    client: SyncPrefectClient, before: Mapping[str | None, DeploymentResponse]
+) -> None:
+    """Gives deployments back what their owner had chosen, which registering them has reset.
+
+    These are parameters, schedules, tags and the limit of runs at once.
+    """
+    for entrypoint, now in deployed(client).items():
+        if (then := before.get(entrypoint)) is None:
+            continue
+        limit = then.global_concurrency_limit
+        schedules = [
+            DeploymentScheduleUpdate(
+                **schedule.model_dump(
+                    include={"schedule", "active", "max_scheduled_runs", "parameters", "slug"}
+                )
+            )
+            for schedule in then.schedules
+        ]
+        client.update_deployment(
+            now.id,
+            DeploymentUpdate(
+                parameters=then.parameters,
+                schedules=schedules,
+                tags=sorted({*then.tags, *now.tags}),
+                concurrency_limit=limit.limit if limit else None,
+            ),
+        )
+    if before:
+        print("parameters, schedules, tags and limits of deployments: kept")
+
+
+def install_automations() -> None:
+    """Makes the automations that keep the record true."""
+    script = ROOT / "deployments" / "automations.py"
+    if script.is_file():
+        print(f"automations: {len(python(str(script)).splitlines())} made or up to date")
+
+
+def python(*command: str) -> str:
+    """Runs Python in the root of the checkout; returns what it said, or ends here with it."""
     outcome = subprocess.run(
-        [sys.executable, "-m", "prefect", *command],
+        [sys.executable, *command],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -138,8 +220,8 @@ def register_deployments() -> None:
         check=False,
     )
     if outcome.returncode:
-        fail(f"prefect {' '.join(command)} failed:\n{outcome.stdout}")
-    print(f"deployments: {outcome.stdout.count('successfully created')} registered")
+        fail(f"python {' '.join(command)} failed:\n{outcome.stdout}")
+    return outcome.stdout
 
 
 def fail(reason: str) -> NoReturn:

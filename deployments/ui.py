@@ -31,10 +31,6 @@ ENVIRONMENT = os.environ | {
     "PREFECT_HOME": str(HOME),
     "PREFECT_SERVER_API_HOST": "127.0.0.1",
     "PREFECT_SERVER_API_PORT": PORT,  # its pages call this port, whatever it listens on
-    # In memory, the default, a restart would leave the places of running runs taken for ever.
-    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
-        "prefect.server.concurrency.lease_storage.filesystem"
-    ),
 }
 
 

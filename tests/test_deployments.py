@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import DeploymentScheduleUpdate, DeploymentUpdate
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.settings import get_current_settings
 from prefect.utilities.schema_tools import validate
@@ -46,13 +47,16 @@ def set_up(*options, **environment):
 @pytest.fixture(scope="module")
 def deployments(prefect_server):
     """Every deployment, by name, after set_up.py."""
-    settings = get_current_settings().to_environment_variables(exclude_unset=True)
-    run = set_up("--gpu", "gpu:rack:0", **settings)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "work pool fcn: made, of type process" in run.stdout
-    assert f"deployments: {len(NAMES)} registered" in run.stdout
-    with get_client(sync_client=True) as client:
-        return {deployment.name: deployment for deployment in client.read_deployments()}
+    with pytest.MonkeyPatch.context() as patch:
+        settings = get_current_settings().to_environment_variables(exclude_unset=True)
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        run = set_up("--gpu", "gpu:rack:0")
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert "work pool fcn: made, of type process" in run.stdout
+        assert f"deployments: {len(NAMES)} registered" in run.stdout
+        with get_client(sync_client=True) as client:
+            yield {deployment.name: deployment for deployment in client.read_deployments()}
 
 
 @pytest.fixture
@@ -128,6 +132,39 @@ def test_setting_up_again_keeps_what_is_there(deployments, client, capsys):
     assert client.read_work_pool("fcn") == pool
     assert client.read_global_concurrency_limit_by_name("gpu:rack:0") == limit
     assert capsys.readouterr().out.count("there, left as it is") == 2
+
+
+def test_registering_again_keeps_what_the_owner_has_chosen(deployments, client):
+    module = script("set_up")
+    [schedule] = deployments["predict"].schedules
+    urls = {"collection_url": "/in", "model_url": "/model", "output_url": "/out"}
+    client.update_deployment(
+        deployments["predict"].id,
+        DeploymentUpdate(
+            parameters=urls,
+            tags=[*deployments["predict"].tags, "night"],
+            concurrency_limit=3,
+            schedules=[
+                DeploymentScheduleUpdate(
+                    schedule=schedule.schedule, active=True, parameters={"output_url": "/night"}
+                )
+            ],
+        ),
+    )
+    before = module.deployed(client)
+    module.python(
+        *("-m", "prefect", "--no-prompt", "deploy", "--name", "predict"),
+        *("--prefect-file", str(module.PREFECT_FILE)),
+    )
+    module.keep_choices(client, before)
+    after = client.read_deployment_by_name("predict/predict")
+    assert after.parameters == urls
+    assert set(after.tags) == {"fcn", "prediction", "night"}
+    assert after.global_concurrency_limit.limit == 3
+    [kept] = after.schedules
+    assert kept.active
+    assert kept.parameters == {"output_url": "/night"}
+    assert kept.schedule == schedule.schedule
 
 
 def test_a_pool_of_another_type_is_not_taken_over(deployments, client):

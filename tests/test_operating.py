@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -61,22 +62,24 @@ def place(tmp_path_factory):
         "PREFECT_SERVER_API_PORT": str(port),
         "PYTHONPATH": str(ROOT),
     }
-    shell = subprocess.Popen(
-        ["bash", "-c", script(port)],
-        cwd=place,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        said, _ = shell.communicate(timeout=280)
-    finally:
-        if shell.poll() is None:
-            os.killpg(shell.pid, signal.SIGKILL)
-    assert shell.returncode == 0, said
-    return place, said
+    with (place / "said").open("w", encoding="utf-8") as said:
+        shell = subprocess.Popen(
+            ["bash", "-c", script(port)],
+            cwd=place,
+            env=environment,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            status = shell.wait(280)
+        finally:
+            with suppress(ProcessLookupError):  # what has not ended with it
+                os.killpg(shell.pid, signal.SIGKILL)
+            shell.wait()
+    words = (place / "said").read_text(encoding="utf-8")
+    assert status == 0, words
+    return place, words
 
 
 def test_five_commands_lead_to_the_first_deployment():

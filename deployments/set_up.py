@@ -7,10 +7,11 @@ update: deployments are brought up to date, and what their owner has chosen sinc
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,7 +27,11 @@ from prefect.client.schemas.actions import (
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import get_current_settings
+from prefect.settings import (
+    PREFECT_CLIENT_RETRY_EXTRA_CODES,
+    get_current_settings,
+    temporary_settings,
+)
 from prefect.workers.process import ProcessWorker
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,6 +42,9 @@ GPU_LIMIT = "FCN_GPU_LIMIT"  # of tasks/gpu.py
 PATIENCE = 60.0
 """Seconds that a server has to answer."""
 
+BUSY = "500"
+"""Status with which a server answers whose SQLite is locked for a moment: asked again."""
+
 
 def main() -> None:
     """Sets up the server that the settings name."""
@@ -46,7 +54,8 @@ def main() -> None:
         fail("PREFECT_API_URL is not set; make ui starts a server on this machine")
     print(f"Setting up {server}")
     template = base_job_template(arguments)
-    with get_client(sync_client=True) as client:
+    retries = temporary_settings({PREFECT_CLIENT_RETRY_EXTRA_CODES: BUSY})
+    with retries, get_client(sync_client=True) as client:
         wait_for(client, server)
         for name in work_pools():
             make_work_pool(client, name, arguments.type, template)
@@ -178,28 +187,27 @@ def keep_choices(
     These are parameters, schedules, tags and the limit of runs at once.
     """
     for entrypoint, now in deployed(client).items():
-        if (then := before.get(entrypoint)) is None:
-            continue
-        limit = then.global_concurrency_limit
-        schedules = [
-            DeploymentScheduleUpdate(
-                **schedule.model_dump(
-                    include={"schedule", "active", "max_scheduled_runs", "parameters", "slug"}
-                )
-            )
-            for schedule in then.schedules
-        ]
-        client.update_deployment(
-            now.id,
-            DeploymentUpdate(
-                parameters=then.parameters,
-                schedules=schedules,
-                tags=sorted({*then.tags, *now.tags}),
-                concurrency_limit=limit.limit if limit else None,
-            ),
-        )
+        if then := before.get(entrypoint):
+            wanted = choices(then, also=now.tags)
+            if wanted != choices(now):
+                client.update_deployment(now.id, wanted)
     if before:
         print("parameters, schedules, tags and limits of deployments: kept")
+
+
+def choices(deployment: DeploymentResponse, also: Iterable[str] = ()) -> DeploymentUpdate:
+    """What its owner may have chosen of a deployment; ``also`` are more tags."""
+    limit = deployment.global_concurrency_limit
+    fields = {"schedule", "active", "max_scheduled_runs", "parameters", "slug"}
+    return DeploymentUpdate(
+        parameters=deployment.parameters,
+        schedules=[
+            DeploymentScheduleUpdate(**schedule.model_dump(include=fields))
+            for schedule in deployment.schedules
+        ],
+        tags=sorted({*deployment.tags, *also}),
+        concurrency_limit=limit.limit if limit else None,
+    )
 
 
 def install_automations() -> None:
@@ -214,6 +222,7 @@ def python(*command: str) -> str:
     outcome = subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
+        env=os.environ | {"PREFECT_CLIENT_RETRY_EXTRA_CODES": BUSY},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

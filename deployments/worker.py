@@ -28,10 +28,10 @@ def main(options: list[str]) -> int:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     command = [sys.executable, "-m", "prefect", "worker", "start", *options]
     # A session of its own: a Ctrl-C reaches it from here, once, in the right order.
-    worker = subprocess.Popen(  # noqa: S603
+    worker = subprocess.Popen(
         command,
         start_new_session=True,
-        preexec_fn=end_with_parent,  # noqa: PLW1509 - it has no threads
+        preexec_fn=end_with_parent,
     )
     try:
         return worker.wait()
@@ -65,7 +65,7 @@ def wait_until(there: Callable[[], bool], seconds: float) -> None:
 def children(parent: int) -> list[int]:
     """The processes that `parent` has started."""
     table = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid="],  # noqa: S607
+        ["ps", "-A", "-o", "pid=,ppid="],
         capture_output=True,
         text=True,
         check=True,

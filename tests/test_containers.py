@@ -148,10 +148,9 @@ def test_the_server_records_as_the_checkout_s_own_does():
         for key, value in settings["server"]["services"][name].items():
             variable = f"PREFECT_SERVER_SERVICES_{name}_{key}".upper()
             assert SERVICES["server"]["environment"][variable] == str(value)
-    assert (
-        SERVICES["server"]["environment"]["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"]
-        == settings["server"]["concurrency"]["lease_storage"]
-    )
+    for name, key in (("concurrency", "lease_storage"), ("events", "expired_bucket_buffer")):
+        variable = f"PREFECT_SERVER_{name}_{key}".upper()
+        assert SERVICES["server"]["environment"][variable] == str(settings["server"][name][key])
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

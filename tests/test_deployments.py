@@ -55,6 +55,7 @@ def deployments(prefect_server):
         assert run.returncode == 0, run.stdout + run.stderr
         assert "work pool fcn: made, of type process" in run.stdout
         assert f"deployments: {len(NAMES)} registered" in run.stdout
+        assert "automation fcn: without a heartbeat a run has crashed" in run.stdout
         with get_client(sync_client=True) as client:
             yield {deployment.name: deployment for deployment in client.read_deployments()}
 

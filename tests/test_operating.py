@@ -40,7 +40,9 @@ def script(port):
         if command in CHANGE_THE_CHECKOUT:
             continue
         lines.append(f"echo {json.dumps('$ ' + command.split()[0])}")
-        lines.append(command.replace(":4200", f":{port}") + " &" * ("worker start" in command))
+        lines.append(
+            command.replace(":4200", f":{port}") + " &" * ("deployments/worker.py" in command)
+        )
     return "\n".join(lines)
 
 

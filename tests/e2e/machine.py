@@ -18,7 +18,7 @@ Value = TypeVar("Value")
 
 ROOT = Path(__file__).resolve().parents[2]
 
-POOL = "fcn-process"
+POOL = "fcn"
 
 FOREIGN = ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE", "PREFECT_TEST_MODE")
 """What the environment may say of other servers."""
@@ -140,16 +140,7 @@ class Machine:
 
     def set_up(self) -> None:
         """What an operator does once on a new server: work pool, deployments, automations."""
-        if (ROOT / "deployments" / "set_up.py").exists():
-            self.run("deployments/set_up.py")
-        else:
-            prefect = ("-m", "prefect")
-            self.run(*prefect, "work-pool", "create", "--type", "process", POOL)
-            self.run(
-                *(*prefect, "--no-prompt", "deploy"),
-                *("--prefect-file", "deployments/prefect.yaml", "--all"),
-            )
-        self.run("deployments/automations.py")
+        self.run("deployments/set_up.py")
 
     def start_worker(self) -> subprocess.Popen[bytes]:
         """A worker, in the way that leaves nothing behind."""

@@ -74,7 +74,7 @@ def place(tmp_path_factory):
             start_new_session=True,
         )
         try:
-            status = shell.wait(280)
+            status = shell.wait(560)
         finally:
             with suppress(ProcessLookupError):  # what has not ended with it
                 os.killpg(shell.pid, signal.SIGKILL)
@@ -91,6 +91,7 @@ def test_five_commands_lead_to_the_first_deployment():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_the_commands_do_what_the_page_says(place):
     place, said = place
     assert "work pool fcn: made, of type process" in said

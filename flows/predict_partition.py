@@ -1,19 +1,24 @@
 """The flow that segments one partition of a run: a child of `predict` on a work pool."""
 
+from typing import Annotated
+
 from prefect import flow
+from pydantic import Field
 
 from tasks.child_runs import run_name
 from tasks.predict import PredictConfig, plan_partition, publish_partition, segment_shards
 from tasks.run_start import start_run
+
+Number = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 @flow(name="predict-partition", flow_run_name=run_name)
 def predict_partition(
     output_url: str,
     model_url: str,
-    run: int,
-    first_shard: int,
-    last_shard: int,
+    run: Number,
+    first_shard: Number,
+    last_shard: Number,
     config: PredictConfig = PredictConfig(),  # noqa: B008 - frozen
 ) -> None:
     """Segment the shards of one partition that have no part yet.
@@ -33,6 +38,7 @@ def predict_partition(
         StoreError: no such run at output_url, or parts cannot be written.
         CheckpointError: no usable model at model_url, or another one by now.
         DeviceError: a device this machine does not have.
+        GpuLimitError: the worker names a limit of its GPU that the server does not have.
         PredictError: shards failed; parts that were finished are kept.
     """
     start_run(output_url, model_url)

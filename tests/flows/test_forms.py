@@ -11,6 +11,8 @@ from pydantic import BaseModel
 from flows.command_line import VERBS
 from flows.parameters import parameter_model
 
+FLOWS = (*VERBS, "predict_partition")
+
 
 def flow(verb: str) -> Any:
     return getattr(importlib.import_module(f"flows.{verb}"), verb)
@@ -67,13 +69,13 @@ def offered(schema: Any) -> Iterator[tuple[Any, ...]]:
             yield from offered(part)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", FLOWS)
 def test_every_field_is_described(verb):
     bare = [name for name, field in fields(verb).items() if not field.get("description")]
     assert bare == []
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", FLOWS)
 def test_every_number_has_bounds(verb):
     unbounded = [
         name for name, field in fields(verb).items() if not all(map(is_bounded, numbers(field)))
@@ -81,13 +83,13 @@ def test_every_number_has_bounds(verb):
     assert unbounded == []
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", FLOWS)
 def test_every_choice_is_a_drop_down(verb):
     schema = parameter_schema(flow(verb)).model_dump()
     assert set(choices(parameter_model(flow(verb)))) <= set(offered(schema))
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", FLOWS)
 def test_no_form_asks_to_choose_between_models(verb):
     for field in fields(verb).values():
         models = [part for part in field.get("anyOf", []) if "$ref" in part]

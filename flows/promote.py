@@ -3,6 +3,7 @@
 from prefect import flow
 
 from tasks.dataset import read_info
+from tasks.gpu import gpu_place
 from tasks.hooks import HOOKS
 from tasks.promote import (
     PromoteConfig,
@@ -54,15 +55,17 @@ def promote(
     Raises:
         DatasetError: no dataset at dataset_url, or no such split.
         CheckpointError: a model that cannot be used, or that has other classes.
+        GpuLimitError: the worker names a limit of its GPU that the server does not have.
         PromoteError: another promotion was faster, or something else is in the pointer's place.
         StoreError: something cannot be read or written.
     """
     start_run(dataset_url, challenger_url, models_url)
     info = read_info(dataset_url)
     before = find_champion(models_url)
-    challenger = score_contender("challenger", info, challenger_url, split, config)
     champion = None
-    if before is not None:
-        serving_url = model_url(models_url, before.sha256)
-        champion = score_contender("champion", info, serving_url, split, config)
+    with gpu_place(config.device):
+        challenger = score_contender("challenger", info, challenger_url, split, config)
+        if before is not None:
+            serving_url = model_url(models_url, before.sha256)
+            champion = score_contender("champion", info, serving_url, split, config)
     return settle(info, models_url, split, before, challenger, champion, config)

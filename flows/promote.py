@@ -62,9 +62,9 @@ def promote(
     start_run(dataset_url, challenger_url, models_url)
     info = read_info(dataset_url)
     before = find_champion(models_url)
+    champion = None
     with gpu_place(config.device):
         challenger = score_contender("challenger", info, challenger_url, split, config)
-        champion = None
         if before is not None:
             serving_url = model_url(models_url, before.sha256)
             champion = score_contender("champion", info, serving_url, split, config)

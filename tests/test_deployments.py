@@ -21,7 +21,15 @@ from flows.command_line import VERBS
 ROOT = Path(__file__).resolve().parents[1]
 PREFECT_FILE = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text("utf-8"))
 NAMES = [deployment["name"] for deployment in PREFECT_FILE["deployments"]]
-ON_GPUS = {"train", "train-staged", "evaluate", "predict", "predict-partition", "pipeline"}
+ON_GPUS = {
+    "train",
+    "train-staged",
+    "evaluate",
+    "promote",
+    "predict",
+    "predict-partition",
+    "pipeline",
+}
 
 
 def script(name):

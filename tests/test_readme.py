@@ -22,6 +22,7 @@ SHORT = {  # appended: the later of two equal options counts
     "train_staged": [
         *("--config.epochs", "1", "--config.crop-size", "64,64", "--config.num-workers", "0"),
     ],
+    "quantise": ["--config.max-loss", "100"],  # a network of one epoch may lose anything
     "pipeline": [
         *("--train-config.epochs", "1", "--train-config.crop-size", "64,64"),
         *("--train-config.num-workers", "0"),

@@ -57,8 +57,8 @@ COMMON: Mapping[str, Any] = {
     "num_workers": 0,
     "evaluate_every": 1000,
 }
-REGNET = {"backbone": "regnet_x_400mf", "init": "none", "epochs": 20}
-SQUEEZENET = {"backbone": "squeezenet1_1", "stride": 8, "epochs": 12}  # init: the given file
+REGNET = {"backbone": "regnet_x_400mf", "init": "none", "epochs": 12}
+SQUEEZENET = {"backbone": "squeezenet1_1", "stride": 8, "epochs": 8}  # init: the given file
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "squeezenet 8s": SQUEEZENET,

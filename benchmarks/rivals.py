@@ -1,0 +1,281 @@
+"""Prediction, end to end, beside what else one would use for it.
+
+::
+
+    python -m benchmarks.rivals
+
+The same JPEGs of 500 x 375 and, but for torchvision's, the same weights, in turn:
+
+- **bare network**: ready tensors in memory, labels out; see `benchmarks.prediction`.
+- **fcn-flows**: from the manifest to committed parts, without Prefect, by the backend that
+  ``backend="auto"`` takes and by PyTorch.
+- **plain loop**: what a good engineer would write in an hour: fsspec, Pillow, a float tensor,
+  the network in eager PyTorch, argmax, a PNG by Pillow, one object per mask.
+- **Ray Data**: ``read_images``, ``map_batches`` with one actor that holds the network,
+  ``write_parquet`` with a PNG per row. Its rate is that between the first image's end in the
+  actor and the last one's: neither starting cluster and actor nor the last write counts.
+- **torchvision fcn_resnet50** in the plain loop: another, dilated network, for orientation.
+
+The S3 endpoint is moto's server behind a proxy that holds back every call for 25 ms; both take
+processor time from the two cores, most from whoever makes most calls. Writes
+``docs/benchmarks/rivals.md``.
+"""
+
+import argparse
+import io
+import logging
+import os
+import shlex
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+import numpy as np
+import pyarrow.fs as pa_fs
+import pyarrow.parquet as pq
+import ray
+import torch
+from PIL import Image
+from torch import nn
+from torchvision.models.segmentation import fcn_resnet50
+
+import fcn
+from benchmarks.latency import delayed
+from benchmarks.machine import describe
+from benchmarks.prediction import (
+    NUM_CLASSES,
+    bare,
+    bucket,
+    photograph,
+    planned,
+    predictor,
+    ready_tensors,
+    spread,
+)
+from fcn.classes import voc_palette
+from fcn.input import TORCHVISION
+from tasks import stores
+from tasks.engine import NETWORK
+from tasks.predict_config import PredictConfig
+from tasks.shards import write_part_with
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "rivals.md"
+IMAGES = {"squeezenet1_1": 16, "vgg16": 4}
+"""FCN-8s on these, and images of a round."""
+
+LATENCY = 0.025
+"""Seconds that every call of the S3 endpoint waits."""
+
+PALETTE = [value for colour in voc_palette(NUM_CLASSES) for value in colour]
+
+Net = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Round:
+    """One round: where the images are, and where the masks go."""
+
+    def __init__(self, place: str, number: int, keys: Sequence[str]) -> None:
+        self.place, self.keys = place, keys
+        self.images, self.out = f"{place}/images", f"{place}/out-{number}"
+
+
+def fcn_flows(model: fcn.Predictor, work: Round) -> float:
+    """Seconds from a planned manifest to the last part."""
+    config = PredictConfig(device="cpu", images_per_shard=max(1, len(work.keys) // 4))
+    manifest = planned(work.images, work.out, config)
+    start = time.perf_counter()
+    with ThreadPoolExecutor(config.concurrency) as shards:
+        reports = list(
+            shards.map(
+                lambda number: write_part_with(model, manifest, number, config),
+                range(manifest.num_shards),
+            )
+        )
+    seconds = time.perf_counter() - start
+    assert sum(report.part.ok for report in reports) == len(work.keys)
+    return seconds
+
+
+@torch.inference_mode()
+def plain_loop(net: Net, work: Round) -> float:
+    """Seconds of the loop over all images."""
+    start = time.perf_counter()
+    for key in work.keys:
+        with fsspec.open(f"{work.images}/{key}", "rb") as file:
+            pixels = np.asarray(Image.open(file).convert("RGB"))
+        with fsspec.open(f"{work.out}-loop/{key}.png", "wb") as file:
+            file.write(segment(net, pixels[None])[0])
+    return time.perf_counter() - start
+
+
+@torch.inference_mode()
+def segment(net: Net, pixels: np.ndarray) -> list[bytes]:
+    """PNGs of the label maps of ``N x H x W x 3`` images."""
+    images = TORCHVISION.normalise(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))
+    labels = net(images.contiguous()).argmax(dim=1).byte().numpy()
+    files = []
+    for label in labels:
+        file = io.BytesIO()
+        image = Image.fromarray(label)
+        image.putpalette(PALETTE)
+        image.save(file, "PNG")
+        files.append(file.getvalue())
+    return files
+
+
+class Segmenter:
+    """Ray's actor: holds the network."""
+
+    def __init__(self, net: nn.Module, num_threads: int) -> None:
+        torch.set_num_threads(num_threads)
+        self.net = net.eval()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        masks = segment(self.net, np.stack(list(batch["image"])))
+        return {"path": batch["path"], "mask": masks, "end": [time.time()] * len(masks)}
+
+
+def ray_data(net: nn.Module, work: Round) -> float:
+    """Seconds for all images, at the rate between the first batch's end and the last one's."""
+    store, root = _arrow_store(work.images)
+    images = ray.data.read_images(
+        [f"{root}/{key}" for key in work.keys], filesystem=store, mode="RGB", include_paths=True
+    )
+    masks = images.map_batches(
+        Segmenter,
+        fn_constructor_args=(net, os.cpu_count()),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=1),
+        num_cpus=1,
+    )
+    store, root = _arrow_store(f"{work.out}-ray")
+    masks.write_parquet(root, filesystem=store)
+    ends = np.sort(pq.read_table(root, filesystem=store)["end"].to_numpy())
+    assert len(ends) == len(work.keys)
+    return (ends[-1] - ends[0]) * len(ends) / (len(ends) - 1)
+
+
+def _arrow_store(url: str) -> tuple[pa_fs.FileSystem, str]:
+    """Arrow's own file system, which Ray Data uses best, and the path there."""
+    if not url.startswith("s3://"):
+        return pa_fs.LocalFileSystem(), url
+    endpoint = urlsplit(os.environ["AWS_ENDPOINT_URL"])
+    store = pa_fs.S3FileSystem(
+        access_key="test",
+        secret_key="test",
+        region="us-east-1",
+        scheme=endpoint.scheme,
+        endpoint_override=endpoint.netloc,
+        allow_bucket_creation=True,
+    )
+    return store, url.removeprefix("s3://")
+
+
+def contenders(
+    trunk: str, tensors: Sequence[torch.Tensor]
+) -> Mapping[str, Callable[[Round], float]]:
+    """What takes its turn, by name."""
+    plain = predictor(trunk)
+    net = plain.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    found: dict[str, Callable[[Round], float]] = {
+        "bare network": lambda _: NETWORK.submit(bare, plain, tensors).result()[0],
+        "fcn-flows": lambda work: fcn_flows(plain, work),
+        "plain loop": lambda work: plain_loop(net, work),
+    }
+    if trunk != "vgg16":
+        other = fcn_resnet50(weights=None, weights_backbone=None, num_classes=NUM_CLASSES).eval()
+        found["Ray Data"] = lambda work: ray_data(net, work)
+        found["torchvision fcn_resnet50, plain loop"] = lambda work: (
+            plain_loop(lambda images: other(images)["out"], _fewer(work))
+            * (len(work.keys) / len(_fewer(work).keys))
+        )
+    return found
+
+
+def _fewer(work: Round) -> Round:
+    """An eighth of a round, for a network that is ten times slower."""
+    fewer = Round(work.place, 0, work.keys[: len(work.keys) // 8])
+    fewer.out = f"{work.out}-resnet50"
+    return fewer
+
+
+def measure(trunk: str, place: str, rounds: int) -> dict[str, np.ndarray]:
+    """Images a second of each contender, round by round; the first round is not counted."""
+    rng = np.random.default_rng(0)
+    files = [photograph(rng) for _ in range(IMAGES[trunk])]
+    keys = [f"{index:04}.jpg" for index in range(len(files))]
+    place = f"{place}/{trunk}"
+    for key, data in zip(keys, files, strict=True):
+        stores.write_bytes(f"{place}/images/{key}", data)
+    turns = contenders(trunk, ready_tensors(files))
+    rates: dict[str, list[float]] = {name: [] for name in turns}
+    for number in range(rounds + 1):
+        for name, turn in turns.items():
+            rate = len(keys) / turn(Round(place, number, keys))
+            if number:
+                rates[name].append(rate)
+                print(f"{trunk} {name}: {rate:.2f} images/s", flush=True)
+    return {name: np.array(values) for name, values in rates.items()}
+
+
+def rows(trunk: str, store: str, rates: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Lines of the table."""
+    ours, top = rates["fcn-flows"], rates["bare network"]
+    for name, values in rates.items():
+        of_bare = spread(100 * values / top)
+        ratio = "" if name in ("fcn-flows", "bare network") else spread(ours / values, 2)
+        yield f"| {trunk} | {store} | {name} | {spread(values, 2)} | {of_bare} | {ratio} |"
+
+
+HEAD = """# Prediction, end to end, beside what else one would use
+
+FCN-8s, 21 classes, JPEGs of 500 x 375, two cores. Images a second, their share of the bare
+network's rate, and how many times faster fcn-flows is: medians of rounds in turn, with the
+smallest and the largest. What each contender does is told in `benchmarks/rivals.py`; torchvision's
+network is another one.
+
+| trunk | store | what | images/s | of the bare network, % | fcn-flows is faster by |
+|---|---|---|---|---|---|"""
+
+
+@contextmanager
+def slow_bucket() -> Iterator[str]:
+    """A bucket whose every call takes `LATENCY` longer."""
+    with bucket() as place, delayed(os.environ["AWS_ENDPOINT_URL"], LATENCY) as endpoint:
+        os.environ["AWS_ENDPOINT_URL"] = endpoint
+        yield place
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--trunks", nargs="+", default=list(IMAGES), choices=list(IMAGES))
+    parser.add_argument("--stores", nargs="+", default=["local", "S3"], choices=["local", "S3"])
+    parser.add_argument("--dry", action="store_true", help="print the page, do not write it")
+    args = parser.parse_args()
+    lines = []
+    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    with tempfile.TemporaryDirectory() as folder, slow_bucket() as s3:
+        for store in args.stores:
+            for trunk in args.trunks:
+                rates = measure(trunk, folder if store == "local" else s3, args.rounds)
+                lines += rows(trunk, store, rates)
+    ray.shutdown()
+    command = f"Command: `python -m benchmarks.rivals {shlex.join(sys.argv[1:])}`"
+    text = "\n".join([HEAD, *lines, "", command, "", describe(), f"ray {ray.__version__}.", ""])
+    if not args.dry:
+        PAGE.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

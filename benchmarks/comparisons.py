@@ -12,8 +12,6 @@ command may be stopped, and run beside itself with other ``--arms``. Writes
 """
 
 import argparse
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +178,8 @@ def page(info: DatasetInfo, results: Mapping[str, Tallies]) -> str:
             fill(caveat, 100),
             "",
             *(line for item in COMPARISONS for line in table(item, results)),
-            f"Command: `python -m benchmarks.comparisons {shlex.join(sys.argv[1:])}`",
+            f"Command: `python -m benchmarks.comparisons --data CAMVID --init SQUEEZENET.npz --work WORK "
+            f"--seeds {num_seeds}`",
             "",
             describe(),
             "",

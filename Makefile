@@ -14,10 +14,10 @@ export PREFECT_HOME ?= $(CURDIR)/.prefect
 export DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test e2e lint format bench ui constraints clean
+.PHONY: help install demo test e2e lint format bench bench-data bench-gpu ui constraints clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Create .venv with everything for development in it
 
@@ -44,14 +44,29 @@ format: $(INSTALLED) ## Put the code into the one style
 ui: $(INSTALLED) ## Serve the Prefect UI with a worker and the deployments (PORT=4200)
 	@PORT=$(PORT) $(BIN)/python deployments/ui.py
 
-bench: $(INSTALLED) ## Measure the main job on real images (DATA=the folder that holds them)
-	@test -d $(DATA)/camvid || { \
-		echo "error: no real images at $(DATA); name their folder: make bench DATA=..." >&2; exit 1; }
+bench: $(INSTALLED) ## Measure prediction, its parts, sizes, growth, training (about 20 minutes)
 	rm -rf work/bench
+	for name in rivals limits sizes backends; do \
+		$(BIN)/python -m benchmarks.$$name || exit 1; \
+	done
+	$(BIN)/python -m benchmarks.growth --work work/bench/growth --keys 1000 10000 100000 1000000
+	@if test -d $(DATA)/camvid; then \
+		$(BIN)/python -m benchmarks.training --data $(DATA)/camvid --init $(DATA)/squeezenet/*.npz; \
+	else echo "no real images at $(DATA): training is not measured (make bench DATA=...)"; fi
+
+bench-data: $(INSTALLED) ## Measure the main job on real images (DATA=the folder that holds them)
+	@test -d $(DATA)/camvid || { \
+		echo "error: no real images at $(DATA); name their folder: make bench-data DATA=..." >&2; \
+		exit 1; }
+	rm -rf work/bench-data
 	for name in camvid coco; do \
 		$(BIN)/python -m benchmarks.real_data $$name --data $(DATA)/$$name* \
-			--init $(DATA)/squeezenet/*.npz --work work/bench/$$name || exit 1; \
+			--init $(DATA)/squeezenet/*.npz --work work/bench-data/$$name || exit 1; \
 	done
+
+bench-gpu: ## Measure prediction on a GPU (PYTHON=one with torch; CAMVID=an ingested dataset trains too)
+	$(PYTHON) benchmarks/gpu_prediction.py --out docs/benchmarks/gpu-prediction.md
+	$(if $(CAMVID),$(PYTHON) benchmarks/gpu_camvid.py $(CAMVID) --out docs/benchmarks/gpu-camvid.md)
 
 constraints: $(INSTALLED) ## Pin the newest versions that fit; then run make test
 	UV_CUSTOM_COMPILE_COMMAND="make constraints" $(BIN)/uv pip compile pyproject.toml \

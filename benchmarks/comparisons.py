@@ -169,7 +169,7 @@ def page(info: DatasetInfo, results: Mapping[str, Tallies]) -> str:
         "resemble each other, so they are narrower than those of other videos would be. With "
         f"{num_seeds} seeds, that part of them is coarse."
     )
-    command = "Command: `python -m benchmarks.comparisons --data CAMVID --init NPZ --work WORK --seeds {}`"
+    command = "`python -m benchmarks.comparisons --data CAMVID --init NPZ --work WORK --seeds {}`"
     return "\n".join(
         [
             "# What the parts of an FCN are worth",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fcn.checkpoint import Model, check_gives_labels
+from fcn.checkpoint import Model, check_sees_rgb
 from fcn.classes import Classes
 from fcn.device import Precision, autocast, find_device
 from fcn.errors import BackendError
@@ -49,7 +49,7 @@ class AveragedPredictor:
     ) -> None:
         if not scales or min(scales) <= 0:
             raise ValueError(f"scales must be one or more numbers above 0, found {scales}")
-        check_gives_labels(model)
+        check_sees_rgb(model)
         if model.ranges is not None:
             raise BackendError(
                 "a quantised model looks at every image once, as it is; average the looks of the "

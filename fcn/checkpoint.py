@@ -47,13 +47,13 @@ class Model:
         facts: How it came to be: data set digest, configuration, scores, versions.
         further_classes: The classes of the other heads, by the names that the network has for
             them. What has no name is everywhere of the first head.
+        ranges: Of a model that computes with integers (`fcn.quantise`), what the inputs of its
+            convolutions range over, by the name of the layer; else None.
 
     Raises:
         ValueError: classes that are not those of the network's heads, by name and number, or
             that have another ``ignore_index`` than the first head's; a further head that has
             no proper name (`fcn.classes.check_head_name`).
-        ranges: Of a model that computes with integers (`fcn.quantise`), what the inputs of its
-            convolutions range over, by the name of the layer; else None.
     """
 
     net: FCN
@@ -265,7 +265,7 @@ def _read_card(metadata: Mapping[str, str]) -> _Card:
         raise CheckpointError(f"the model card is not valid: {place}: {first['msg']}") from error
 
 
-def check_gives_labels(model: Model) -> None:
+def check_sees_rgb(model: Model) -> None:
     """Find out whether a model is one of RGB images.
 
     Raises:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fcn.backends import Backend, find_backend, make_runtime
-from fcn.checkpoint import Model, check_gives_labels
+from fcn.checkpoint import Model, check_sees_rgb
 from fcn.classes import Classes
 from fcn.device import Precision, autocast
 from fcn.errors import BackendError
@@ -88,7 +88,7 @@ class Predictor:
         tile_size: int | None = None,
         backend: Backend = "torch",
     ) -> None:
-        check_gives_labels(model)
+        check_sees_rgb(model)
         self.backend, self.device = find_backend(backend, device, precision)
         if self.backend == "torch" and model.ranges is not None:
             raise BackendError(

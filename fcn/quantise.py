@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fcn.checkpoint import Model, check_gives_labels
+from fcn.checkpoint import Model, check_sees_rgb
 from fcn.predict import check_images
 
 MAX_PIXELS = 1_000_000
@@ -39,10 +39,10 @@ def quantise(model: Model, images: Iterable[np.ndarray]) -> Model:
         images: Some dozens, RGB uint8 ``H x W x 3``; looked at one by one, in torch.
 
     Raises:
-        ValueError: no image, an array that is none, or a model that is quantised already, of
-            other than three channels, or of several tasks.
+        ValueError: no image, an array that is none, or a model that is quantised already or of
+            other than three channels.
     """
-    check_gives_labels(model)
+    check_sees_rgb(model)
     if model.ranges is not None:
         raise ValueError("the model is quantised already; take the one that it was made from")
     seen: dict[str, list[tuple[float, float]]] = defaultdict(list)

@@ -37,7 +37,7 @@ from tasks.staging import Staging
 from tasks.stores import StoreError, StoreUnavailable
 
 NUM_THREADS = 8
-"""Files read at the same time; enough to hide an object store's latency from two cores."""
+"""Files read at the same time; enough to hide an object store's latency."""
 
 _HELD_OUT_FIRST = ("test", "val", "train")
 _SHOWN_VALUES = 3

@@ -151,6 +151,7 @@ def score_split(
     """Predict every image of a split and compare it with its label map.
 
     Raises:
+        BackendError: a backend that is not installed, or cannot do as asked.
         CheckpointError: no usable model, or one of other classes than the dataset's.
         DatasetError: the dataset has no such split.
         StoreError: the model cannot be read.

@@ -20,7 +20,8 @@ from typing import Any
 from prefect.client.orchestration import get_client
 from prefect.task_runners import TaskRunner
 
-from fcn.device import find_device, resolve_precision
+from fcn.backends import find_backend
+from fcn.device import resolve_precision
 from tasks import parts, stores
 from tasks.artifacts import Progress
 from tasks.manifest import Manifest
@@ -123,22 +124,23 @@ def for_others(
 ) -> tuple[Manifest, str, PredictConfig]:
     """The same for a process in another folder, on a machine with another device.
 
-    Local paths become absolute, and that process does its shards itself. Precision becomes what
-    auto stands for on this machine: it is part of the run's digest.
+    Local paths become absolute, and that process does its shards itself. Backend and precision
+    become what the run was planned with on this machine: they are part of its digest.
     """
-    precision = resolve_precision(find_device(config.device), config.precision)
+    backend, device = find_backend(manifest.card.backend, config.device, config.precision)
     return (
-        replace(manifest, output_url=_absolute(manifest.output_url)),
-        _absolute(model_url),
+        replace(manifest, output_url=stores.absolute(manifest.output_url)),
+        stores.absolute(model_url),
         config.model_copy(
-            update={"precision": precision, "fan_out": "here", "cluster": None, "gpus_per_task": 0}
+            update={
+                "backend": backend,
+                "precision": resolve_precision(device, config.precision),
+                "fan_out": "here",
+                "cluster": None,
+                "gpus_per_task": 0,
+            }
         ),
     )
-
-
-def _absolute(url: str) -> str:
-    path = stores.local_path(url)
-    return url if path is None else str(path)
 
 
 def cluster(config: PredictConfig, network_cores: int) -> AbstractContextManager[TaskRunner[Any]]:

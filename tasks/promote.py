@@ -133,6 +133,7 @@ def score_contender(
     """Score a model on every image of a split, at the labels' own resolution.
 
     Raises:
+        BackendError: a quantised model, which torch does not run.
         CheckpointError: no usable model, or one of other classes than the dataset's.
         DatasetError: the dataset has no such split.
         StoreError: the model cannot be read.

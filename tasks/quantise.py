@@ -20,6 +20,7 @@ from tasks import stores
 from tasks.artifacts import Progress, publish_table
 from tasks.dataset import DatasetInfo, Samples, open_split
 from tasks.evaluate import load_for
+from tasks.models import read_model
 from tasks.report_data import percent
 
 
@@ -100,7 +101,7 @@ def quantise_model(
     stores.require_writable(quantised_url.rpartition("/")[0] or ".")
     if quantised_url == model_url:
         raise QuantiseError("quantised_url is model_url; the quantised model is a file of its own")
-    data = stores.read_bytes(model_url)
+    data = read_model(model_url)
     model = load_for(info, data, model_url)
     if model.ranges is not None:
         raise QuantiseError(

@@ -69,7 +69,7 @@ def test_missing_package_is_told_with_the_extra_to_install(
         fan_out.require(PredictConfig(fan_out=way), "in", "model", "out")
 
 
-def test_others_get_absolute_places_and_the_precision_of_the_plan(
+def test_others_get_absolute_places_and_backend_and_precision_of_the_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -77,7 +77,7 @@ def test_others_get_absolute_places_and_the_precision_of_the_plan(
     manifest, model_url, given = fan_out.for_others(planned(1, []).manifest, "s3://b/m", config)
     assert manifest.output_url == f"{tmp_path}/out"
     assert model_url == "s3://b/m"
-    assert given == PredictConfig(device="cpu", precision="fp32")
+    assert given == PredictConfig(device="cpu", precision="fp32", backend=CARD.backend)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ class _Card(BaseModel):
     facts: dict[str, Any]
     further_classes: dict[str, list[dict[str, Any]]] = Field({}, exclude_if=lambda given: not given)
     sha256: str | None = None
-    ranges: dict[str, tuple[Low, High]] | None = None
+    ranges: dict[str, tuple[Low, High]] | None = Field(None, exclude_if=lambda given: given is None)
 
 
 def to_bytes(model: Model) -> bytes:

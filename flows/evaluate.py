@@ -49,6 +49,7 @@ def evaluate(
 
     Raises:
         DatasetError: no dataset at dataset_url, or no such split.
+        BackendError: config.backend is not installed, or not for this device, precision or model.
         CheckpointError: no usable model at model_url, or one of other classes.
         PromoteError: a .json there that is no serving.json.
         GpuLimitError: the worker names a limit of its GPU that the server does not have.

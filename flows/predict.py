@@ -46,6 +46,7 @@ def predict(
 
     Raises:
         StoreError: a URL that does not exist or cannot be written; a collection without images.
+        BackendError: config.backend is not installed, or not for this device, precision or model.
         CheckpointError: no usable model at model_url.
         PromoteError: a .json there that is no serving.json.
         DeviceError: a device this machine does not have.

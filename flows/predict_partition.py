@@ -36,6 +36,7 @@ def predict_partition(
 
     Raises:
         StoreError: no such run at output_url, or parts cannot be written.
+        BackendError: config.backend is not installed, or not for this device, precision or model.
         CheckpointError: no usable model at model_url, or another one by now.
         DeviceError: a device this machine does not have.
         GpuLimitError: the worker names a limit of its GPU that the server does not have.

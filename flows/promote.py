@@ -54,6 +54,7 @@ def promote(
 
     Raises:
         DatasetError: no dataset at dataset_url, or no such split.
+        BackendError: config.backend is not installed, or not for this device or model.
         CheckpointError: a model that cannot be used, or that has other classes.
         GpuLimitError: the worker names a limit of its GPU that the server does not have.
         PromoteError: another promotion was faster, or something else is in the pointer's place.

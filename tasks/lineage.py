@@ -177,16 +177,16 @@ def _model_lines(name: str, url: str, digest: str, generation: int = 0) -> Itera
         f"{name} network",
         f"FCN-{model.net.stride}s on {model.net.backbone}, {len(model.classes)} classes",
     )
-    yield from _dataset_lines(name, facts.get("dataset") or {})
+    yield from _dataset_lines(name, _table(facts.get("dataset")))
     yield f"{name} settings", _pairs(facts.get("config"))
     yield f"{name} trained by", _joined(code_text(facts.get("code")), _pairs(facts.get("versions")))
     yield f"{name} scores", _pairs(facts.get("scores"), leave=("iu",))
-    init = facts.get("init") or {}
-    if init.get("sha256") is None:
+    init = _table(facts.get("init"))
+    if init.get("sha256") is None or init.get("url") is None:
         yield f"{name} first weights", str(init.get("url") or "unknown: the card does not tell")
     elif generation < MAX_GENERATIONS:
         yield from _model_lines(
-            f"{name} first weights", init["url"], init["sha256"], generation + 1
+            f"{name} first weights", str(init["url"]), str(init["sha256"]), generation + 1
         )
 
 
@@ -200,7 +200,7 @@ def _dataset_lines(name: str, dataset: Mapping[str, Any]) -> Iterator[Line]:
         yield f"{name} dataset now", "unknown: the card does not tell where it was"
         return
     try:
-        now = read_info(url).digest
+        now = read_info(str(url)).digest
     except (DatasetError, StoreError) as error:
         yield f"{name} dataset now", f"unknown: {error}"
         return
@@ -208,6 +208,11 @@ def _dataset_lines(name: str, dataset: Mapping[str, Any]) -> Iterator[Line]:
         f"{name} dataset now",
         "has this digest" if now == digest else f"is another one by now, digest {now}",
     )
+
+
+def _table(fact: object) -> Mapping[str, Any]:
+    """A fact of a model card that should be a table; cards may come from strangers."""
+    return fact if isinstance(fact, Mapping) else {}
 
 
 def _promotion(url: str, digest: str) -> str:

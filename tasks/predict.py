@@ -14,6 +14,7 @@ from prefect.futures import PrefectFuture, as_completed
 from prefect.runtime import task_run
 from prefect.tasks import Task, exponential_backoff
 
+from fcn.backends import find_backend
 from tasks import child_runs, fan_out, parts, stores
 from tasks import manifest as manifests
 from tasks.artifacts import Progress, publish_markdown, publish_table
@@ -159,7 +160,8 @@ def _segment_here(
     def submit(partition: Partition) -> PrefectFuture[list[ShardReport]]:
         return segment_partition.submit(given, partition.missing, bar)
 
-    with gpu_place(config.device):
+    _, device = find_backend(plan.manifest.card.backend, config.device, config.precision)
+    with gpu_place(str(device)):
         return _segment_partitions(todo, submit, config.concurrency)
 
 
@@ -338,6 +340,7 @@ def plan_partition(output_url: str, run: int, shards: range, config: PredictConf
             f"shards {shards.start} to {shards.stop - 1} of run {run:05d}, which has "
             f"{manifest.num_shards:,}: 0 to {manifest.num_shards - 1}"
         )
+    config = config.model_copy(update={"backend": manifest.card.backend})
     if run_digest(manifest.card.model.digest, config) != manifest.card.run_digest:
         raise PredictError(
             f"run {run:05d} was planned with other settings than those of this partition, or this "

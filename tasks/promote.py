@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 from pydantic import BaseModel, ConfigDict, Field
 
+from fcn.backends import Backend
 from fcn.device import Precision
 from fcn.evaluate import score_samples
 from fcn.intervals import UNKNOWN, Interval, bootstrap, paired_gain, tally
@@ -56,6 +57,11 @@ class PromoteConfig(BaseModel):
     )
     precision: Precision = Field(
         "auto", description="The networks' arithmetic; auto is bf16 on a GPU, fp32 elsewhere."
+    )
+    backend: Backend = Field(
+        "auto",
+        description="What runs the networks: torch; on a CPU openvino or onnxruntime, which "
+        "quantised models need; auto: on a CPU the fastest of them that is installed.",
     )
 
 
@@ -133,7 +139,7 @@ def score_contender(
     """Score a model on every image of a split, at the labels' own resolution.
 
     Raises:
-        BackendError: a quantised model, which torch does not run.
+        BackendError: a backend that is not installed, or not for this device, precision or model.
         CheckpointError: no usable model, or one of other classes than the dataset's.
         DatasetError: the dataset has no such split.
         StoreError: the model cannot be read.
@@ -141,7 +147,10 @@ def score_contender(
     samples = open_split(info, split)
     data = read_model(model_url)
     predictor = Predictor(
-        load_for(info, data, model_url), device=config.device, precision=config.precision
+        load_for(info, data, model_url),
+        device=config.device,
+        precision=config.precision,
+        backend=config.backend,
     )
     total = np.zeros((len(info.classes), len(info.classes)), np.int64)
     tallies, start = [], time.monotonic()

@@ -100,7 +100,8 @@ def train_over_ranks(
 
 def _start(address: str, count: int) -> "subprocess.Popen[bytes]":
     root = str(Path(__file__).resolve().parents[1])
-    threads = max(1, len(os.sched_getaffinity(0)) // count)
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    threads = max(1, cores // count)
     environment = {
         "OMP_NUM_THREADS": str(threads),
         "GLOO_SOCKET_IFNAME": "lo",  # by itself it looks for this machine's name in the network

@@ -52,7 +52,8 @@ def pipeline(
     Returns:
         The summaries of training's evaluation and of the prediction, and where all things are.
     """
-    start_run(source_url, collection_url, work_url, classes, ingest_config, train_config)
+    settings = (ingest_config, train_config, evaluate_config, predict_config)
+    start_run(source_url, collection_url, work_url, classes, *settings)
     places = Places(work_url)
     info = ingest(source_url, places.dataset_url, layout, classes, ingest_config)
     trained = train(places.dataset_url, places.run_url, train_config)

@@ -55,7 +55,7 @@ def predict(
         GpuLimitError: the worker names a limit of its GPU that the server does not have.
         PredictError: shards failed, or too many images; what is done is kept.
     """
-    start_run(collection_url, model_url, output_url)
+    start_run(collection_url, model_url, output_url, config)
     model_url = resolve(model_url)
     plan = plan_prediction(collection_url, model_url, output_url, config)
     segmented = segment_shards(plan, model_url, config)

@@ -6,13 +6,14 @@ from prefect import flow
 from pydantic import Field
 
 from tasks.child_runs import run_name
+from tasks.hooks import HOOKS
 from tasks.predict import PredictConfig, plan_partition, publish_partition, segment_shards
 from tasks.run_start import start_run
 
 Number = Annotated[int, Field(ge=0, lt=2**31)]
 
 
-@flow(name="predict-partition", flow_run_name=run_name)
+@flow(name="predict-partition", flow_run_name=run_name, **HOOKS)
 def predict_partition(
     output_url: str,
     model_url: str,
@@ -42,7 +43,7 @@ def predict_partition(
         GpuLimitError: the worker names a limit of its GPU that the server does not have.
         PredictError: shards failed; parts that were finished are kept.
     """
-    start_run(output_url, model_url)
+    start_run(output_url, model_url, config)
     shards = range(first_shard, last_shard + 1)
     plan = plan_partition(output_url, run, shards, config)
     segmented = segment_shards(plan, model_url, config, shards)

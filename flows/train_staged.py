@@ -44,6 +44,7 @@ def train_staged(
         ImageError, LabelError: a training sample that cannot be used, by its key.
         TrainingError: the loss or its gradient is not finite.
         RankError: one of several training processes ended by itself, or was killed.
+        GpuLimitError: the worker names a limit of its GPU that the server does not have.
         StoreError: something cannot be read or written.
     """
     start_run(dataset_url, run_url, config)

@@ -113,6 +113,13 @@ def test_compose_names_what_there_is():
     assert (ROOT / build["dockerfile"]).is_file()
 
 
+def test_a_volume_in_the_home_is_of_who_runs_there():
+    volumes = [volume.partition(":")[2] for volume in SERVICES["worker"]["volumes"]]
+    assert volumes == ["/home/fcn/.cache"]
+    made = re.search(r"install --directory --owner fcn --group fcn (\S+)", text("Dockerfile"))
+    assert made[1] in volumes
+
+
 def test_ports_are_open_on_this_host_only_and_those_that_clients_call():
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert ports == ["127.0.0.1:4200:4200", "127.0.0.1:8333:8333"]

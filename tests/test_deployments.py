@@ -1,5 +1,6 @@
 """The deployments on a real server, as ``deployments/set_up.py`` registers them."""
 
+import importlib
 import importlib.util
 import os
 import socket
@@ -17,6 +18,7 @@ from prefect.settings import get_current_settings
 from prefect.utilities.schema_tools import validate
 
 from flows.command_line import VERBS
+from tasks.hooks import HOOKS
 
 ROOT = Path(__file__).resolve().parents[1]
 PREFECT_FILE = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text("utf-8"))
@@ -90,6 +92,14 @@ def test_a_deployment_pulls_nothing_and_starts_nothing_by_itself(deployments, na
     assert [schedule for schedule in deployment.schedules if schedule.active] == []
     assert deployment.description
     assert "fcn" in deployment.tags
+
+
+@pytest.mark.parametrize("deployment", PREFECT_FILE["deployments"], ids=NAMES)
+def test_what_is_deployed_has_the_hooks(deployment):
+    module, _, name = deployment["entrypoint"].rpartition(".")
+    flow = getattr(importlib.import_module(module), name)
+    found = {hook: getattr(flow, f"{hook}_hooks") for hook in HOOKS}
+    assert found == HOOKS
 
 
 def test_what_uses_a_gpu_asks_for_one_in_its_own_queue(deployments):

@@ -92,8 +92,8 @@ def test_the_python_blocks_run_one_after_the_other(place):
 
 def test_every_make_target_named_exists():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    named = set(re.findall(r"`make ([a-z]+)", README)) | set(
-        re.findall(r"^\$ make ([a-z]+)", README, re.MULTILINE)
+    named = set(re.findall(r"`make ([a-z0-9-]+)", README)) | set(
+        re.findall(r"^\$ make ([a-z0-9-]+)", README, re.MULTILINE)
     )
     assert {"demo", "test", "ui", "install"} <= named
     assert [target for target in named if f"\n{target}: " not in makefile] == []

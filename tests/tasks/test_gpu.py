@@ -25,12 +25,12 @@ def limit(prefect_server, monkeypatch):
 
 
 @flow(name="use the GPU")
-def use(device, seconds=0.0, taken=None):
+def use(device, taken=None, enough=None):
     with gpu_place(device):
+        start = time.monotonic()
         if taken:
             taken.set()
-        start = time.monotonic()
-        time.sleep(seconds)
+            assert enough.wait(60)
         return start, time.monotonic(), flow_run.id
 
 
@@ -42,14 +42,15 @@ def tagged(tag):
 
 
 def test_a_second_run_waits_for_the_first_and_says_so(limit):
-    taken = threading.Event()
+    taken, enough = threading.Event(), threading.Event()
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(use, "cuda", 6, taken)
+        first = pool.submit(use, "cuda", taken, enough)
         assert taken.wait(30)
         second = pool.submit(use, "cuda:0")
         deadline = time.monotonic() + 30
         while not (waiting := tagged(f"waiting for {limit}")) and time.monotonic() < deadline:
             time.sleep(0.2)
+        enough.set()
         (_, first_end, _), (second_start, _, second_id) = first.result(), second.result()
     assert [str(run.id) for run in waiting] == [second_id]
     assert waiting[0].state.is_running()

@@ -15,6 +15,7 @@ from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 
 from fcn.recipes import TrainConfig
 from flows.command_line import VERBS, main
+from tasks.predict_config import PredictConfig
 from tasks.run_start import start_run, texts_of
 from tasks.stores import StoreError
 
@@ -53,6 +54,21 @@ def test_every_flow_refuses_credentials_before_anything_else(
 def test_credentials_in_a_setting_are_found() -> None:
     assert SECRET in texts_of((1, None, TrainConfig(init=SECRET)))
     assert list(texts_of({"a": ["x", ("y",)], "b": {"c": "z"}})) == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "settings"), [("predict", "config"), ("pipeline", "predict_config")]
+)
+def test_a_flow_refuses_credentials_in_its_settings(
+    verb: str, settings: str, tmp_path: Path
+) -> None:
+    names = ("source_url", "collection_url", "work_url", "model_url", "output_url")
+    function = _function(verb)
+    given = {n: str(tmp_path / n) for n in inspect.signature(function).parameters if n in names}
+    config = PredictConfig(fan_out="dask", cluster="tls://me:hidden@host:8786")
+    with pytest.raises(StoreError, match="tls://host:8786 was given with a user name"):
+        function(**given, **{settings: config})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_command_line_refuses_before_a_run_is_made(capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,11 +87,16 @@ COMPARISONS = (
 )
 
 
+def place(arm: str, seed: int, work: str) -> Path:
+    """Where the tallies of a training are, in its folder."""
+    return Path(work) / arm.replace(", ", "-").replace(" ", "-") / f"seed-{seed}" / "tallies.npy"
+
+
 def tallies(info: DatasetInfo, arm: str, seed: int, init: str, work: str) -> Tallies:
     """An arm's tallies of the val images, images x 3 x classes; trained where it is not yet."""
-    folder = Path(work) / arm.replace(", ", "-").replace(" ", "-") / f"seed-{seed}"
-    result = folder / "tallies.npy"
+    result = place(arm, seed, work)
     if not result.exists():
+        folder = result.parent
         config = TrainConfig(**({"init": init, "seed": seed} | COMMON | ARMS[arm]))
         trained = train(info.url, str(folder), config)
         predictor = fcn.Predictor(fcn.load(read_bytes(trained.model_url)))
@@ -143,7 +148,8 @@ def table(comparison: Comparison, results: Mapping[str, Tallies]) -> list[str]:
         seeds = 100 * mean_iu(results[arm].sum(axis=1))
         difference = ""
         if above is not None:
-            points, low, high = (100 * value for value in gain(above, results[arm]))
+            both = min(len(above), len(results[arm]))
+            points, low, high = (100 * v for v in gain(above[:both], results[arm][:both]))
             difference = f"{points:+.2f} ({low:+.2f} to {high:+.2f})"
         by_seed = ", ".join(f"{value:.2f}" for value in seeds)
         lines.append(f"| {arm} | {by_seed} | {seeds.mean():.2f} | {difference} |")
@@ -153,12 +159,13 @@ def table(comparison: Comparison, results: Mapping[str, Tallies]) -> list[str]:
 
 def page(info: DatasetInfo, results: Mapping[str, Tallies]) -> str:
     """All comparisons as Markdown."""
-    splits, num_seeds = info.splits, len(next(iter(results.values())))
+    splits, num_seeds = info.splits, max(map(len, results.values()))
     height, width = COMMON["crop_size"]
     about = (
         f"CamVid, {splits['train'].rows} training and {splits['val'].rows} val images, "
         f"{len(info.classes)} classes, scored on val at native resolution after the last step. "
-        f"Within a table the trainings differ in one thing. {num_seeds} seeds each; crops of "
+        f"Within a table the trainings differ in one thing. Up to {num_seeds} seeds each, all of "
+        f"which are shown; a gain is over the seeds that both rows have. Crops of "
         f"{height} x {width}, batches of {COMMON['batch_size']}, the modern recipe; SqueezeNet "
         f"{SQUEEZENET['epochs']} epochs, RegNetX-400MF {REGNET['epochs']}. Trainings as short as "
         "these compare; they don't show what a network can reach."
@@ -166,8 +173,8 @@ def page(info: DatasetInfo, results: Mapping[str, Tallies]) -> str:
     caveat = (
         "The intervals are bootstrap intervals over the val images, the same ones for both rows, "
         f"and over the seeds ({NUM_DRAWS:,} draws). The val images are frames of one video and "
-        "resemble each other, so they are narrower than those of other videos would be. With "
-        f"{num_seeds} seeds, that part of them is coarse."
+        "resemble each other, so they are narrower than those of other videos would be; with so "
+        "few seeds they say little of other trainings, with one seed nothing."
     )
     command = "`python -m benchmarks.comparisons --data CAMVID --init NPZ --work WORK --seeds {}`"
     return "\n".join(
@@ -193,6 +200,9 @@ def main() -> None:
     parser.add_argument("--init", required=True, help="SqueezeNet's ImageNet weights (.npz)")
     parser.add_argument("--work", required=True, help="where everything goes")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each arm")
+    parser.add_argument(
+        "--found", action="store_true", help="train nothing: a page of what is there"
+    )
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="only these, and no page")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -203,6 +213,8 @@ def main() -> None:
     results = {arm: [] for arm in args.arms or ARMS}
     for seed in range(args.seeds):
         for arm, found in results.items():
+            if args.found and not place(arm, seed, args.work).exists():
+                continue
             found.append(tallies(info, arm, seed, args.init, args.work))
     if not args.arms:
         text = page(info, {arm: np.stack(found) for arm, found in results.items()})

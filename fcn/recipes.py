@@ -64,7 +64,7 @@ class TrainConfig(BaseModel):
         "and accumulate 20.",
     )
     learning_rate: float | None = Field(
-        None, gt=0, le=10, description="Peak learning rate; empty takes the recipe's."
+        None, gt=0, le=1e30, description="Peak learning rate; empty takes the recipe's."
     )
     optimizer: OptimizerName | None = Field(
         None,

@@ -34,7 +34,9 @@ from tests.tasks.pictures import encoded, pixels, put, save_model
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 ROOT = Path(__file__).resolve().parents[2]
-HERE = PredictConfig(images_per_shard=2, max_failed=0.2, network_cores=2, shards_per_partition=4)
+HERE = PredictConfig(
+    backend="torch", images_per_shard=2, max_failed=0.2, network_cores=2, shards_per_partition=4
+)
 
 
 @pytest.fixture(scope="module")

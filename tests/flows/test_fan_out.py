@@ -20,7 +20,9 @@ pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.slow]
 
 ROOT = Path(__file__).resolve().parents[2]
 # Other cores than this process or a worker has by itself: all have to take the run's.
-HERE = PredictConfig(images_per_shard=2, max_failed=0.2, network_cores=2, shards_per_partition=2)
+HERE = PredictConfig(
+    backend="torch", images_per_shard=2, max_failed=0.2, network_cores=2, shards_per_partition=2
+)
 
 
 @pytest.fixture(autouse=True)

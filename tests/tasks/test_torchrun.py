@@ -132,6 +132,10 @@ def test_a_rank_that_is_killed_is_told_and_ends_all(tmp_path: Path) -> None:
             info, run, config, make_trainer(info, config, None).state(), count=2,
             logger=logging.getLogger("ranks"), advance=advance,
         )  # fmt: skip
+    for _ in range(100):  # those whose parent died are reaped by init, a little later
+        if not any(map(is_running, family)):
+            break
+        time.sleep(0.1)
     assert not any(map(is_running, family))
 
 

@@ -67,7 +67,7 @@ from tasks.predict_config import PredictConfig
 from tasks.shards import write_part_with
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "rivals.md"
-IMAGES = {"squeezenet1_1": 16, "vgg16": 4}
+IMAGES = {"squeezenet1_1": 96, "vgg16": 8}
 """FCN-8s on these, and images of a round."""
 
 LATENCY = 0.025

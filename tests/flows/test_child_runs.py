@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -25,11 +24,11 @@ from prefect.utilities.callables import parameter_schema
 
 from flows.predict import predict
 from flows.predict_partition import predict_partition
-from tasks import child_runs, fan_out, stores
+from tasks import child_runs, fan_out
 from tasks.fan_out import FanOutError, Partition
 from tasks.plan import plan_run
 from tasks.predict import PredictConfig, PredictError
-from tests.tasks.pictures import encoded, pixels, put, save_model
+from tests.flows.spread import make_given, objects
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
@@ -42,12 +41,7 @@ HERE = PredictConfig(
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """URLs of thirteen images, one of them large, and a bad one, and of a model."""
-    folder = tmp_path_factory.mktemp("given")
-    rng = np.random.default_rng(0)
-    put(f"{folder}/in", {f"{n:02}.png": encoded(pixels(rng, 60 + n, 80)) for n in range(12)})
-    large = encoded(pixels(rng, 1420, 1420))  # for one core alone, where there are two
-    put(f"{folder}/in", {"bad.jpg": b"no image", "large.png": large})
-    return f"{folder}/in", save_model(folder / "model.safetensors", bias=10_000.0)
+    return make_given(tmp_path_factory.mktemp("given"))
 
 
 @pytest.fixture(autouse=True)
@@ -96,11 +90,6 @@ def environment() -> dict[str, str]:
     """That of a process that knows this server and this code."""
     settings = get_current_settings().to_environment_variables(exclude_unset=True)
     return os.environ | settings | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-def objects(output: str) -> dict[str, bytes]:
-    """Everything that an output holds."""
-    return {entry.key: stores.read_bytes(entry.url) for entry in stores.list_entries(output)}
 
 
 def children(config: PredictConfig, output: str) -> list[FlowRun]:

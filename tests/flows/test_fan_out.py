@@ -7,14 +7,13 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from prefect.settings import get_current_settings
 
 from flows.predict import predict
-from tasks import parts, stores
+from tasks import parts
 from tasks.predict import PredictConfig, PredictError
-from tests.tasks.pictures import encoded, pixels, put, save_model
+from tests.flows.spread import make_given, objects
 
 pytestmark = [pytest.mark.usefixtures("prefect_server"), pytest.mark.slow]
 
@@ -35,12 +34,7 @@ def _ray_for_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """URLs of thirteen images, one of them large, and a bad one, and of a model."""
-    folder = tmp_path_factory.mktemp("given")
-    rng = np.random.default_rng(0)
-    put(f"{folder}/in", {f"{n:02}.png": encoded(pixels(rng, 60 + n, 80)) for n in range(12)})
-    large = encoded(pixels(rng, 1420, 1420))  # for one core alone, where there are two
-    put(f"{folder}/in", {"bad.jpg": b"no image", "large.png": large})
-    return f"{folder}/in", save_model(folder / "model.safetensors", bias=10_000.0)
+    return make_given(tmp_path_factory.mktemp("given"))
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +43,6 @@ def wanted(given: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
     output = str(tmp_path_factory.mktemp("here") / "out")
     predict(*given, output, HERE)
     return objects(output)
-
-
-def objects(output: str) -> dict[str, bytes]:
-    """Everything that an output holds."""
-    return {entry.key: stores.read_bytes(entry.url) for entry in stores.list_entries(output)}
 
 
 def test_cores_of_the_network_decide_the_last_bits_of_large_images(

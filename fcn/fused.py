@@ -21,6 +21,23 @@ BLOCK_PIXELS = 256
 """Pixels of a program: two for each thread of four warps."""
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _around(place, factor, centre, cells, border):  # type: ignore[no-untyped-def]
+    """The two cells around each place on one axis, as `Upscore` lays them, and their weights.
+
+    Beyond the repeated border there is nothing: a weight of 0.
+    """
+    position = (place.to(tl.float32) - centre) / factor
+    first = tl.floor(position).to(tl.int32)
+    second_weight = position - first.to(tl.float32)
+    last = cells - 1 + 2 * border
+    first_weight = tl.where((first >= 0) & (first <= last), 1 - second_weight, 0.0)
+    second_weight = tl.where((first >= -1) & (first < last), second_weight, 0.0)
+    first_cell = tl.minimum(tl.maximum(first - border, 0), cells - 1)
+    second_cell = tl.minimum(tl.maximum(first + 1 - border, 0), cells - 1)
+    return first_cell, second_cell, first_weight, second_weight
+
+
 # Sizes are plain numbers to the compiler: one kernel a dtype, however many sizes there are.
 @triton.jit(  # type: ignore[untyped-decorator]
     do_not_specialize=[
@@ -54,26 +71,12 @@ def _kernel(  # type: ignore[no-untyped-def]
     inside = pixel < height * width
     y, x = pixel // width, pixel % width
 
-    # The two cells above and below the pixel, as `Upscore` places them, and how near they are.
-    # Beyond the repeated border there is nothing: a weight of 0.
-    down = ((y + top).to(tl.float32) - centre) / factor
-    upper = tl.floor(down).to(tl.int32)
-    lower_weight = down - upper.to(tl.float32)
-    last = cell_rows - 1 + 2 * border
-    upper_weight = tl.where((upper >= 0) & (upper <= last), 1 - lower_weight, 0.0)
-    lower_weight = tl.where((upper >= -1) & (upper < last), lower_weight, 0.0)
-    upper_row = tl.minimum(tl.maximum(upper - border, 0), cell_rows - 1)
-    lower_row = tl.minimum(tl.maximum(upper + 1 - border, 0), cell_rows - 1)
-
-    # The same for the two columns.
-    along = ((x + left).to(tl.float32) - centre) / factor
-    before = tl.floor(along).to(tl.int32)
-    after_weight = along - before.to(tl.float32)
-    last = cell_columns - 1 + 2 * border
-    before_weight = tl.where((before >= 0) & (before <= last), 1 - after_weight, 0.0)
-    after_weight = tl.where((before >= -1) & (before < last), after_weight, 0.0)
-    before_column = tl.minimum(tl.maximum(before - border, 0), cell_columns - 1)
-    after_column = tl.minimum(tl.maximum(before + 1 - border, 0), cell_columns - 1)
+    upper_row, lower_row, upper_weight, lower_weight = _around(
+        y + top, factor, centre, cell_rows, border
+    )
+    before_column, after_column, before_weight, after_weight = _around(
+        x + left, factor, centre, cell_columns, border
+    )
 
     image_score = score + image * stride_n
     upper_before = image_score + upper_row * stride_h + before_column * stride_w

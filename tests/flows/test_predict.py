@@ -24,13 +24,8 @@ from fcn.errors import CheckpointError
 from flows.predict import predict
 from tasks import fan_out, parts, reading, stores
 from tasks.plan import plan_run
-from tasks.predict import (
-    PredictConfig,
-    PredictError,
-    PredictSummary,
-    RunInputs,
-    segment_partition,
-)
+from tasks.predict import PredictConfig, PredictSummary
+from tasks.segment import PredictError, RunInputs, segment_partition
 from tasks.shards import write_part
 from tasks.stores import StoreError
 from tests.tasks.pictures import encoded, pixels, put, save_model

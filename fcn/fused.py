@@ -21,7 +21,7 @@ BLOCK_PIXELS = 256
 """Pixels of a program: two for each thread of four warps."""
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _around(place, factor, centre, cells, border):  # type: ignore[no-untyped-def]
     """The two cells around each place on one axis, as `Upscore` lays them, and their weights.
 

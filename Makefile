@@ -24,9 +24,11 @@ install: $(INSTALLED) ## Create .venv with everything for development in it
 demo: $(INSTALLED) ## Make a small dataset, train on it, segment a folder (a few minutes)
 	$(BIN)/python -m flows.demo
 
-# Two processes: each starts a Prefect server of its own, and takes one core.
+# Two processes: each starts a Prefect server of its own, and takes one core. Should one die, the
+# run ends: started again, it may wait for ever for its share of the files.
 test: $(INSTALLED) ## Run every test; needs no network, GPU or account
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
+		--max-worker-restart 0
 
 e2e: $(INSTALLED) ## Kill, stop and cut off real servers and workers (about ten minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/e2e -m e2e

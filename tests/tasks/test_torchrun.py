@@ -119,11 +119,11 @@ def test_a_rank_that_is_killed_is_told_and_ends_all(tmp_path: Path) -> None:
     info = make_dataset(str(tmp_path / "set"))
     config = settings(epochs=2000)
     run = claim(str(tmp_path / "run"), info, config)
-    family = set[int]()
+    before, family = descendants(os.getpid()), set[int]()
 
     def advance(*_: object) -> None:
         if not family:
-            family.update(descendants(os.getpid()))
+            family.update(descendants(os.getpid()) - before)
             ranks = [pid for pid in family if command(pid)[1:3] == ["-m", "tasks.training_rank"]]
             os.kill(next(pid for pid in ranks if b"\0RANK=1\0" in environment(pid)), signal.SIGKILL)
 

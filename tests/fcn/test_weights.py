@@ -1,6 +1,7 @@
 import hashlib
 import io
 import struct
+import urllib.request
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -240,7 +241,9 @@ def test_weights_that_cannot_be_downloaded_are_named(monkeypatch: pytest.MonkeyP
     """The real download, through a proxy that nobody serves."""
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
-    monkeypatch.delenv("no_proxy", raising=False)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(urllib.request, "_opener", None)  # urllib keeps the first call's proxies
     monkeypatch.setenv("TORCH_HOME", "/nonexistent/torch")
     with pytest.raises(CheckpointError, match=r"squeezenet1_1 cannot be had .* give init='none'"):
         transplant(fcn.FCN("squeezenet1_1", 2), "imagenet", CLASSES)

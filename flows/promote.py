@@ -36,7 +36,7 @@ def promote(
     interval of its gain in mean IU is above config.min_gain. The first model is promoted as it
     is. A promoted model is copied under its SHA-256, and serving.json, which predict and
     evaluate take as a model_url, is set to it. Of two promotions at once the slower one fails.
-    Of several heads the first one decides.
+    Of several heads the first one decides; the figures of the others are shown beside it.
 
     best.safetensors was chosen by its mean IU on val, which flatters it there: compare it on a
     split that neither model was trained or chosen on, such as test.

@@ -25,8 +25,8 @@ def quantise(
 
     Nothing is trained: the ranges of the network's layers are seen on images of the train
     split. Both models are then scored on another split, and the new one is only written if it
-    loses little; of several heads the first one decides. It is a model file like any other,
-    for evaluate and predict with OpenVINO (the extra openvino) or ONNX Runtime (export).
+    loses little, of several heads each. It is a model file like any other, for evaluate and
+    predict with OpenVINO (the extra openvino) or ONNX Runtime (export).
 
     Args:
         dataset_url: The dataset that the model was trained on.

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
@@ -49,7 +50,8 @@ class PromoteConfig(BaseModel):
         ge=-1,
         le=1,
         description="With the rule gain: the lower end of the paired 95 % interval of the gain in "
-        "mean IU must be above this; 0.01 is one point. Below 0 a loss is taken, too.",
+        "mean IU must be above this; 0.01 is one point. Below 0 a loss is taken, too. Of several "
+        "heads the first one's mean IU decides.",
     )
     device: Device = Field(
         "auto",
@@ -76,6 +78,7 @@ class Contender:
         tallies: ``N x 3 x C``, see `fcn.intervals.tally`.
         mean_iu: over the classes present in truth or prediction.
         interval: of the mean IU.
+        further_mean_iu: mean IU of each further head, by name; all else is of the first head.
     """
 
     url: str
@@ -84,6 +87,7 @@ class Contender:
     tallies: NDArray[np.int64] = field(repr=False)
     mean_iu: float
     interval: Interval
+    further_mean_iu: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +105,9 @@ class PromoteSummary:
         gain: by how much the challenger's is higher.
         gain_low: lower bound of the paired 95 % interval of that.
         gain_high: its upper bound.
+        further_mean_iu: mean IU of each further head of the challenger, by name; the other
+            figures are the first head's, which decides.
+        champion_further_mean_iu: the same of the model that served so far.
     """
 
     promoted: str
@@ -113,6 +120,8 @@ class PromoteSummary:
     gain: float | None
     gain_low: float | None
     gain_high: float | None
+    further_mean_iu: dict[str, float] = field(default_factory=dict)
+    champion_further_mean_iu: dict[str, float] = field(default_factory=dict)
 
 
 @task(task_run_name="find the serving model", cache_policy=NO_CACHE)
@@ -152,29 +161,35 @@ def score_contender(
         precision=config.precision,
         backend=config.backend,
     )
-    total = np.zeros((len(info.classes), len(info.classes)), np.int64)
+    heads = {"": info.classes, **info.further_classes}
+    totals = {name: np.zeros((len(c), len(c)), np.int64) for name, c in heads.items()}
     tallies, start = [], time.monotonic()
     with Progress(
         f"promote-{role}", total=len(samples), description=f"Scoring the {role}"
     ) as progress:
         for sample in score_samples(predictor, samples):
-            total += sample.confusion
+            for name, found in {"": sample, **sample.further}.items():
+                totals[name] += found.confusion
             tallies.append(tally(sample.confusion))
             progress.advance()
+    mean_ius = {name: Scores(total).mean_iu for name, total in totals.items()}
     stacked = np.reshape(tallies, (-1, 3, len(info.classes)))
     contender = Contender(
         url=stores.redact(model_url),
         data=data,
         sha256=hashlib.sha256(data).hexdigest(),
         tallies=stacked,
-        mean_iu=Scores(total).mean_iu,
+        mean_iu=mean_ius.pop(""),
         interval=bootstrap(stacked).mean_iu,
+        further_mean_iu=mean_ius,
     )
+    further = "".join(f", head {name} {percent(value)}" for name, value in mean_ius.items())
     get_run_logger().info(
-        "%s %s: mean IU %s on %s images of %s in %.1f s",
+        "%s %s: mean IU %s%s on %s images of %s in %.1f s",
         role,
         contender.url,
         percent(contender.mean_iu) + span(contender.interval, " (%s)"),
+        further,
         f"{len(samples):,}",
         split,
         time.monotonic() - start,
@@ -243,6 +258,8 @@ def settle(
         gain=_known(gain),
         gain_low=_known(interval.low),
         gain_high=_known(interval.high),
+        further_mean_iu=dict(challenger.further_mean_iu),
+        champion_further_mean_iu=dict(champion.further_mean_iu) if champion else {},
     )
 
 
@@ -265,8 +282,9 @@ def decide(
         found, above = "the gain is not known: there are fewer than two images", False
     else:
         above = gain.low > config.min_gain
+        of_head = " of the first head" if challenger.further_mean_iu else ""
         found = (
-            f"the gain in mean IU is at least {_points(gain.low)} points (95 %), "
+            f"the gain in mean IU{of_head} is at least {_points(gain.low)} points (95 %), "
             f"{'above' if above else 'not above'} min_gain={_points(config.min_gain)} points"
         )
     if config.rule == "always":
@@ -283,15 +301,19 @@ def comparison_rows(
             "model": f"{role} {one.url}",
             "SHA-256": one.sha256[:12],
             "mean IU": percent(one.mean_iu) + span(one.interval, " (%s)"),
+            **{f"mean IU, {name}": percent(iu) for name, iu in one.further_mean_iu.items()},
         }
         for role, one in (("challenger", challenger), ("champion", champion))
         if one is not None
     ]
     if champion is not None:
         bounds = f"{_points(interval.low)} to {_points(interval.high)}"
-        rows.append(
-            {"model": "gain", "SHA-256": "", "mean IU": f"{_points(gain)} points ({bounds})"}
-        )
+        further = {
+            f"mean IU, {name}": f"{_points(iu - champion.further_mean_iu[name])} points"
+            for name, iu in challenger.further_mean_iu.items()
+        }
+        first = {"model": "gain", "SHA-256": "", "mean IU": f"{_points(gain)} points ({bounds})"}
+        rows.append(first | further)
     return rows
 
 

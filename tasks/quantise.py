@@ -1,8 +1,9 @@
 """The tasks of a quantisation: see ranges on the train split, compare scores, write the model."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from prefect import get_run_logger, task
@@ -44,7 +45,8 @@ class QuantiseConfig(BaseModel):
         0.5,
         ge=0,
         le=100,
-        description="Largest loss of mean IU, in points, with which the model is written.",
+        description="Largest loss of mean IU, in points, with which the model is written; of "
+        "several heads none may lose more.",
     )
     backend: Backend = Field(
         "auto",
@@ -65,6 +67,9 @@ class QuantiseSummary:
         quantised_mean_iu: of the quantised one.
         pixel_accuracy: of the model it was made from.
         quantised_pixel_accuracy: of the quantised one.
+        further_mean_iu: mean IU of each further head of the model it was made from, by name; the
+            other figures are the first head's.
+        quantised_further_mean_iu: the same of the quantised one.
     """
 
     quantised_url: str
@@ -74,6 +79,8 @@ class QuantiseSummary:
     quantised_mean_iu: float
     pixel_accuracy: float
     quantised_pixel_accuracy: float
+    further_mean_iu: dict[str, float] = field(default_factory=dict)
+    quantised_further_mean_iu: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -121,7 +128,7 @@ def write_if_accurate(
     """Score both models on a split, and write the quantised one unless it is much worse.
 
     Raises:
-        QuantiseError: it loses more mean IU than ``config.max_loss``.
+        QuantiseError: one of its heads loses more mean IU than ``config.max_loss``.
         BackendError: no backend for quantised models is installed.
         DatasetError: the dataset has no such split.
         StoreError: the model cannot be written.
@@ -130,29 +137,36 @@ def write_if_accurate(
     models = (candidate.model, candidate.quantised)
     with Progress("quantise-progress", total=2 * len(samples), description="Comparing") as bar:
         before, after = (score(model, samples, config.backend, bar) for model in models)
+    further = [_mean_ius(scores) for scores in (before, after)]
     summary = QuantiseSummary(
         quantised_url=quantised_url,
         split=split,
         num_images=len(samples),
-        mean_iu=before.mean_iu,
-        quantised_mean_iu=after.mean_iu,
-        pixel_accuracy=before.pixel_accuracy,
-        quantised_pixel_accuracy=after.pixel_accuracy,
+        mean_iu=before[""].mean_iu,
+        quantised_mean_iu=after[""].mean_iu,
+        pixel_accuracy=before[""].pixel_accuracy,
+        quantised_pixel_accuracy=after[""].pixel_accuracy,
+        further_mean_iu=further[0],
+        quantised_further_mean_iu=further[1],
     )
-    publish_table("quantise-scores", score_rows(summary), f"Scores on {split}")
+    publish_table("quantise-scores", score_rows(before, after), f"Scores on {split}")
     require_accurate(summary, config.max_loss)
-    facts = {"from": candidate.digest, "split": split, "mean_iu": before.mean_iu}
-    facts |= {"quantised_mean_iu": after.mean_iu}
+    facts = {"from": candidate.digest, "split": split, "mean_iu": summary.mean_iu}
+    facts |= {"quantised_mean_iu": summary.quantised_mean_iu}
+    if further[0]:
+        facts |= {"further_mean_iu": further[0], "quantised_further_mean_iu": further[1]}
     model = candidate.quantised
     stores.write_bytes(
         quantised_url, to_bytes(replace(model, facts={**model.facts, "quantised": facts}))
     )
-    get_run_logger().info(
-        "mean IU %s, quantised %s: %s",
-        percent(before.mean_iu),
-        percent(after.mean_iu),
-        stores.redact(quantised_url),
-    )
+    for head, (fp32, quantised) in _pairs(summary).items():
+        get_run_logger().info(
+            "%smean IU %s, quantised %s: %s",
+            f"head {head}: " if head else "",
+            percent(fp32),
+            percent(quantised),
+            stores.redact(quantised_url),
+        )
     return summary
 
 
@@ -162,26 +176,28 @@ def spread(total: int, wanted: int) -> Sequence[int]:
     return [index * total // count for index in range(count)]
 
 
-def score(model: Model, samples: Samples, backend: Backend, bar: Progress) -> Scores:
-    """Scores of a model on samples, on a CPU."""
+def score(model: Model, samples: Samples, backend: Backend, bar: Progress) -> dict[str, Scores]:
+    """Scores of a model's heads on samples, on a CPU, by name; the first head's as ""."""
     predictor = Predictor(model, device="cpu", backend=backend)
-    num_classes = len(model.classes)
-    total = np.zeros((num_classes, num_classes), np.int64)
+    heads = {"": model.classes, **model.further_classes}
+    totals = {name: np.zeros((len(c), len(c)), np.int64) for name, c in heads.items()}
     for scored in score_samples(predictor, samples):
-        total += scored.confusion
+        for name, found in {"": scored, **scored.further}.items():
+            totals[name] += found.confusion
         bar.advance()
-    return Scores(total)
+    return {name: Scores(total) for name, total in totals.items()}
 
 
-def score_rows(summary: QuantiseSummary) -> list[dict[str, str]]:
-    """A row for each of the two models."""
-    rows = {
-        "fp32": (summary.mean_iu, summary.pixel_accuracy),
-        "quantised": (summary.quantised_mean_iu, summary.quantised_pixel_accuracy),
-    }
+def score_rows(before: Mapping[str, Scores], after: Mapping[str, Scores]) -> list[dict[str, str]]:
+    """A row for each of the two models, of every head."""
     return [
-        {"model": name, "mean IU": percent(mean_iu), "pixel accuracy": percent(accuracy)}
-        for name, (mean_iu, accuracy) in rows.items()
+        {
+            "model": f"{name}, head {head}" if head else name,
+            "mean IU": percent(scores[head].mean_iu),
+            "pixel accuracy": percent(scores[head].pixel_accuracy),
+        }
+        for head in before
+        for name, scores in (("fp32", before), ("quantised", after))
     ]
 
 
@@ -189,14 +205,32 @@ def require_accurate(summary: QuantiseSummary, max_loss: float) -> None:
     """Refuse a quantised model that is much worse than the one it was made from.
 
     Raises:
-        QuantiseError: it loses more than ``max_loss`` points of mean IU.
+        QuantiseError: a head loses more than ``max_loss`` points of mean IU, or has no labelled
+            pixel by which to tell.
     """
-    loss = 100 * (summary.mean_iu - summary.quantised_mean_iu)
-    if loss <= max_loss:
-        return
-    raise QuantiseError(
-        f"quantised, the model scores a mean IU of {100 * summary.quantised_mean_iu:.2f} % on "
-        f"{summary.split}, {loss:.2f} points less than the {100 * summary.mean_iu:.2f} % of fp32; "
-        f"allowed are max_loss={max_loss:g}. Nothing was written; more num_images may help, or a "
-        "backbone without depthwise convolutions"
-    )
+    for head, (fp32, quantised) in _pairs(summary).items():
+        loss, of_head = 100 * (fp32 - quantised), f" with its head {head}" if head else ""
+        if math.isnan(loss):
+            raise QuantiseError(
+                f"no pixel of {summary.split} is labelled{f' for head {head}' if head else ''}, so "
+                "that the models cannot be compared; give a split that is. Nothing was written"
+            )
+        if loss > max_loss:
+            raise QuantiseError(
+                f"quantised, the model scores{of_head} a mean IU of {100 * quantised:.2f} % on "
+                f"{summary.split}, {loss:.2f} points less than the {100 * fp32:.2f} % of fp32; "
+                f"allowed are max_loss={max_loss:g}. Nothing was written; more num_images may "
+                "help, or a backbone without depthwise convolutions"
+            )
+
+
+def _mean_ius(scores: Mapping[str, Scores]) -> dict[str, float]:
+    """Mean IU of the further heads."""
+    return {head: found.mean_iu for head, found in scores.items() if head}
+
+
+def _pairs(summary: QuantiseSummary) -> dict[str, tuple[float, float]]:
+    """Mean IU of fp32 and quantised, by head, the first one as ""."""
+    after = summary.quantised_further_mean_iu
+    further = {head: (fp32, after[head]) for head, fp32 in summary.further_mean_iu.items()}
+    return {"": (summary.mean_iu, summary.quantised_mean_iu), **further}

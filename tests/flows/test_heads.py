@@ -16,6 +16,8 @@ from flows.compact import compact
 from flows.evaluate import evaluate
 from flows.ingest import ingest
 from flows.predict import predict
+from flows.promote import promote
+from flows.quantise import QuantiseConfig, quantise
 from flows.train import train
 from flows.verify import verify
 from tasks import parts
@@ -86,6 +88,15 @@ def test_two_heads_from_folders_to_columns(
     scores = pq.read_table(evaluated.images_url).to_pylist()
     assert (scores[0]["pixels_layout"], scores[0]["mean_iu_layout"]) == (0, None)
     assert scores[1]["pixels_layout"] == 40 * 48
+
+    promoted = promote(dataset, summary.model_url, str(tmp_path / "models"))
+    assert promoted.further_mean_iu["layout"] == evaluated.further_mean_iu["layout"]
+    lossy = QuantiseConfig(num_images=2, max_loss=100)
+    quantised = quantise(dataset, summary.model_url, str(tmp_path / "q.safetensors"), config=lossy)
+    assert quantised.further_mean_iu["layout"] == pytest.approx(
+        evaluated.further_mean_iu["layout"], abs=0.01
+    )
+    assert 0 < quantised.quantised_further_mean_iu["layout"] <= 1
 
     collection = f"{source}/images"
     config = PredictConfig(sinks=("parquet", "png"), images_per_shard=5)

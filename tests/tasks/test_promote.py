@@ -1,6 +1,7 @@
 """The rule: when a challenger takes the place of the model that serves."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,3 +77,13 @@ def test_the_table_has_both_models_and_the_gain() -> None:
         "SHA-256": "b" * 12,
         "mean IU": "50.0 % (40.0–60.0 %)",
     }
+
+
+def test_of_several_heads_the_first_decides_and_the_others_are_shown() -> None:
+    challenger = replace(contender("b", 0.52), further_mean_iu={"geo": 0.4})
+    champion = replace(contender("a"), further_mean_iu={"geo": 0.45})
+    is_promoted, reason = decide(promotion(0), challenger, GAIN, PromoteConfig())
+    assert is_promoted
+    assert reason.startswith("the gain in mean IU of the first head is at least +1.10 points")
+    rows = comparison_rows(challenger, champion, 0.02, GAIN)
+    assert [row["mean IU, geo"] for row in rows] == ["40.0 %", "45.0 %", "-5.00 points"]

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from tasks.urls import redact, redact_text
 
@@ -20,6 +21,7 @@ _LASTING_ERRORS = (
     *(NotImplementedError, ImportError, ValueError),
 )
 _REFUSED = {400, 401, 403, 405, 501}  # HTTP statuses that asking again does not change
+_ABSENT = {404, 410}  # those that tell of nothing there
 
 
 class StoreError(Exception):
@@ -74,22 +76,49 @@ def explained(url: str, verb: str) -> Iterator[None]:
         yield
     except StoreError:
         raise
-    except FileNotFoundError as error:
-        raise StoreError(f"cannot {verb} {place}: nothing there") from _shown(error)
     except PermissionError as error:
         raise StoreError(
             f"cannot {verb} {place}: permission denied; check who owns it and the credentials "
             "in the environment or in fsspec's configuration"
         ) from _shown(error)
     except Exception as error:
-        if is_transient(error):
+        found = what_happened(error)
+        if isinstance(found, FileNotFoundError):
+            raise StoreError(f"cannot {verb} {place}: nothing there") from _shown(found)
+        if is_transient(found):
+            host = _unreached(found)
             raise StoreUnavailable(
-                f"cannot {verb} {place}: {type(error).__name__}: {_reason(error)}; check the "
+                f"cannot {verb} {place}: {f'{host} cannot be reached: ' if host else ''}"
+                f"{type(found).__name__}: {_reason(found)}; check the "
                 "store's endpoint and the network, then run again"
-            ) from _shown(error)
-        if _is_lasting(error):
-            raise StoreError(f"cannot {verb} {place}: {_reason(error)}") from _shown(error)
+            ) from _shown(found)
+        if _is_lasting(found):
+            raise StoreError(f"cannot {verb} {place}: {_reason(found)}") from _shown(found)
         raise
+
+
+def what_happened(error: Exception) -> Exception:
+    """What fsspec's HTTP client met: it says "not found" whatever that was."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
+        return error
+    is_answer = getattr(cause, "status", None) in _ABSENT
+    is_http = type(cause).__module__.partition(".")[0] == "aiohttp"
+    met = isinstance(cause, TimeoutError) or (is_http and not is_answer)
+    return cause if met else error
+
+
+def _unreached(error: Exception) -> str:
+    """The host, with its port, to which there was no connection; empty for other errors."""
+    package = type(error).__module__.partition(".")[0]
+    if package == "aiohttp" and hasattr(error, "port"):
+        return f"{getattr(error, 'host', '')}:{error.port}"
+    if package == "botocore" and type(error).__name__.endswith(
+        ("ConnectionError", "ConnectTimeoutError")
+    ):
+        parts = urlsplit(str(getattr(error, "kwargs", {}).get("endpoint_url", "")))
+        return parts.netloc.rpartition("@")[2]
+    return ""
 
 
 def _shown(error: Exception) -> ClientError:

@@ -23,7 +23,7 @@ from fsspec.utils import glob_translate
 
 from tasks import durable, listing
 from tasks.listing import UNKNOWN_SIZE, Entry
-from tasks.store_errors import StoreError, StoreUnavailable, explained, is_transient
+from tasks.store_errors import StoreError, StoreUnavailable, explained, is_transient, what_happened
 from tasks.urls import (
     SCHEME,
     absolute,
@@ -100,7 +100,9 @@ def exists(url: str) -> bool:
     with explained(url, "read"):
         try:
             fs.info(path)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if is_transient(what_happened(error)):
+                raise
             return False
     return True
 
@@ -313,8 +315,8 @@ def kind_of(url: str) -> Literal["prefix", "object", "glob"]:
     with explained(url, "list"):
         try:
             return "prefix" if fs.info(path)["type"] == "directory" else "object"
-        except FileNotFoundError:
-            if not split_glob(url)[1]:
+        except FileNotFoundError as error:
+            if not split_glob(url)[1] or is_transient(what_happened(error)):
                 raise
     return "glob"
 

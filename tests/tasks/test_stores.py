@@ -15,9 +15,10 @@ from typing import Any
 
 import fsspec.config
 import pytest
+from botocore.exceptions import EndpointConnectionError
 
 from tasks import stores
-from tasks.stores import StoreError
+from tasks.stores import StoreError, StoreUnavailable
 
 HARD_KEYS = [
     "a b/plus+and&.jpg",
@@ -324,3 +325,29 @@ def test_a_file_in_the_way_is_not_taken_for_the_object(tmp_path: Path) -> None:
         stores.create_bytes(str(tmp_path / "folder" / "part"), b"data")
     with pytest.raises(StoreError, match="folder"):
         stores.write_bytes(str(tmp_path / "folder" / "part"), b"data")
+
+
+@pytest.mark.parametrize("verb", ["read_bytes", "open_input", "exists", "list_entries", "stat"])
+def test_host_that_cannot_be_reached_is_named(verb: str) -> None:
+    """And not taken for an object that is missing, as fsspec's HTTP client tells it."""
+    message = (
+        r"cannot (read|list) http://127\.0\.0\.1:1/x\.jpg: 127\.0\.0\.1:1 cannot be reached: .*; "
+        "check the store's endpoint and the network, then run again"
+    )
+    with pytest.raises(StoreUnavailable, match=message):
+        getattr(stores, verb)("http://127.0.0.1:1/x.jpg")
+
+
+def test_glob_on_a_host_that_cannot_be_reached() -> None:
+    with pytest.raises(StoreUnavailable, match="cannot be reached"):
+        stores.kind_of("http://127.0.0.1:1/*.jpg")
+
+
+def test_s3_endpoint_that_cannot_be_reached_is_named_without_credentials() -> None:
+    error = EndpointConnectionError(endpoint_url="http://me:hush@minio.local:9000/b?key=hush")
+    with (
+        pytest.raises(StoreUnavailable, match=r"minio\.local:9000 cannot be reached: ") as caught,
+        stores.explained("s3://b/x", "read"),
+    ):
+        raise error
+    assert "hush" not in str(caught.value)

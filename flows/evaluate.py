@@ -57,7 +57,8 @@ def evaluate(
     """
     start_run(dataset_url, model_url, report_url)
     info = read_info(dataset_url)
-    claim_report(report_url)
+    model_url = resolve(model_url)
+    claim_report(report_url, info, model_url, split)
     with gpu_place(config.device):
-        evaluation = score_split(info, resolve(model_url), split, config)
+        evaluation = score_split(info, model_url, split, config)
     return report_evaluation(evaluation, info, report_url)

@@ -256,18 +256,27 @@ def open_split(info: DatasetInfo, split: str, cache_dir: Path | None = None) -> 
         DatasetError: no such split, or its files are not those that ``dataset.json`` names.
         StoreError: the files cannot be read.
     """
-    if split not in info.splits:
-        reasons = [found.text for found in info.audit if found.split == split and not found.key]
-        raise DatasetError(
-            f"no split {split!r} in the dataset at {stores.redact(info.url)}; "
-            + "; ".join([f"it has {', '.join(info.splits)}", *reasons])
-        )
+    require_split(info, split)
     folder = default_cache_dir() if cache_dir is None else cache_dir
     path = folder / f"{info.digest[:20]}-{split}.arrow"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         _copy_rows(info, info.splits[split], path)
     return Samples(path)
+
+
+def require_split(info: DatasetInfo, split: str) -> None:
+    """Refuse a split that a dataset does not have.
+
+    Raises:
+        DatasetError: no such split; says which there are.
+    """
+    if split not in info.splits:
+        reasons = [found.text for found in info.audit if found.split == split and not found.key]
+        raise DatasetError(
+            f"no split {split!r} in the dataset at {stores.redact(info.url)}; "
+            + "; ".join([f"it has {', '.join(info.splits)}", *reasons])
+        )
 
 
 def default_cache_dir() -> Path:

@@ -22,9 +22,9 @@ from fcn.recipes import Device
 from tasks import stores
 from tasks.artifacts import Progress, publish_markdown, publish_table
 from tasks.assets import materialise
-from tasks.dataset import DatasetInfo, Samples, open_split
+from tasks.dataset import DatasetInfo, Samples, open_split, require_split
 from tasks.image_scores import hardest, write_image_scores
-from tasks.models import read_model
+from tasks.models import find_model, read_model
 from tasks.report import Example, Report, choose_examples, markdown, write_report
 from tasks.report_data import percent, span
 from tasks.runs import Row
@@ -134,13 +134,18 @@ class EvaluateSummary:
 
 
 @task(task_run_name="claim the report's place", cache_policy=NO_CACHE)
-def claim_report(report_url: str) -> None:
+def claim_report(report_url: str, info: DatasetInfo, model_url: str, split: str) -> None:
     """Make sure that a report can be written, before anything is scored.
 
+    Split and model are looked for first: a mistyped one leaves nothing behind.
+
     Raises:
-        StoreError: ``report_url`` holds credentials, or cannot be written.
+        DatasetError: the dataset has no such split.
+        StoreError: ``report_url`` holds credentials, or cannot be written; or there is no model.
     """
     stores.require_no_credentials(report_url)
+    require_split(info, split)
+    find_model(model_url)
     stores.require_writable(report_url)
 
 

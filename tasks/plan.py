@@ -10,7 +10,7 @@ pages, sorted by key; memory holds a page of each.
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,8 @@ def plan_run(collection_url: str, model_url: str, output_url: str, config: Predi
     """Plan a run, and write its manifest if it is a new one.
 
     Of several planners at the same time one writes the manifest, and the others adopt it.
-    The model is loaded only where its file is not the one of an earlier run.
+    The model is loaded only where its file is not the one of an earlier run. Nothing is written
+    before model and collection were found.
 
     Raises:
         StoreError: a URL that holds credentials, does not exist or cannot be written; a
@@ -64,8 +65,8 @@ def plan_run(collection_url: str, model_url: str, output_url: str, config: Predi
         DeviceError: a device this machine does not have.
     """
     stores.require_no_credentials(collection_url, output_url)
-    stores.require_writable(output_url)
     model = _model_card(model_url, output_url, config)
+    require_writable = cache(stores.require_writable)  # once, however many turns there are
     while True:
         runs = [manifests.read(output_url, run) for run in manifests.runs(output_url)]
         backend = choose_backend(runs, model, config)
@@ -80,8 +81,10 @@ def plan_run(collection_url: str, model_url: str, output_url: str, config: Predi
         ]
         missing = missing_shards(same[-1], listed) if same else ()
         if missing and same[-1] is runs[-1]:
+            require_writable(output_url)
             return Plan(manifest=same[-1], missing=missing, num_deleted=deleted.count(output_url))
         images = _images(collection_url, output_url, config)
+        require_writable(output_url)
         card = RunCard(
             run=runs[-1].card.run + 1 if runs else 0,
             run_digest=digest,

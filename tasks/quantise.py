@@ -105,7 +105,6 @@ def quantise_model(
         StoreError: the model cannot be read, or ``quantised_url`` not written.
     """
     stores.require_no_credentials(quantised_url)
-    stores.require_writable(quantised_url.rpartition("/")[0] or ".")
     if quantised_url == model_url:
         raise QuantiseError("quantised_url is model_url; the quantised model is a file of its own")
     data = read_model(model_url)
@@ -115,6 +114,7 @@ def quantise_model(
             f"model {stores.redact(model_url)} is quantised already; give the one it was made from"
         )
     samples = open_split(info, "train")
+    stores.require_writable(quantised_url.rpartition("/")[0] or ".")
     places = spread(len(samples), config.num_images)
     images = (decode_image(samples[place].image).pixels for place in places)
     quantised = ranges.quantise(model, images)

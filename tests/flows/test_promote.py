@@ -19,6 +19,7 @@ from flows.promote import promote
 from tasks import manifest, stores
 from tasks.dataset import DatasetError
 from tasks.promote import EVENT, PromoteConfig
+from tasks.stores import StoreError
 from tests.fcn.models import varied_model
 from tests.fcn.scenes import CLASSES
 from tests.tasks.labelled import make_dataset
@@ -115,6 +116,9 @@ def test_the_serving_model_is_not_the_file_that_was_promoted(
 
 
 def test_what_cannot_serve_is_refused_and_nothing_is_left(place: Path) -> None:
+    with pytest.raises(StoreError, match="nothing there"):
+        run(place, "mistyped")
+    assert not (place / "models").exists()
     save(place / "other.safetensors", names=("ground", "circle"))
     (place / "bad.safetensors").write_bytes(b"no model")
     for name, text in (("other", "has 2 classes"), ("bad", "not a safetensors file")):

@@ -15,6 +15,7 @@ from flows.train import train
 from tasks import parts, stores
 from tasks.predict_config import PredictConfig
 from tasks.quantise import QuantiseError, spread
+from tasks.stores import StoreError
 from tests.fcn.scenes import squares
 from tests.tasks.labelled import make_dataset
 
@@ -89,6 +90,12 @@ def test_a_model_is_quantised_once_and_never_overwritten(trained: Path, tmp_path
     quantise(str(trained / "set"), model_url, url, config=config)
     with pytest.raises(QuantiseError, match="quantised already"):
         quantise(str(trained / "set"), url, str(tmp_path / "again.safetensors"), config=config)
+
+
+def test_a_mistyped_model_leaves_nothing(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="nothing there"):
+        quantise(str(trained / "set"), str(trained / "none"), str(tmp_path / "new" / "q"))
+    assert not (tmp_path / "new").exists()
 
 
 def test_images_are_spread_over_the_split() -> None:

@@ -237,6 +237,7 @@ def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
     url = dataset(tmp_path)
     with pytest.raises(DatasetError, match=r"no split 'test' .* it has train, val"):
         evaluate(url, str(tmp_path / "m"), str(tmp_path / "report"), split="test")
+    assert not (tmp_path / "report").exists()
 
 
 def test_a_model_of_other_classes_is_refused(tmp_path: Path) -> None:
@@ -256,6 +257,7 @@ def test_a_corrupt_model_is_refused(tmp_path: Path) -> None:
 def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"none\.safetensors"):
         evaluate(dataset(tmp_path), str(tmp_path / "none.safetensors"), str(tmp_path / "report"))
+    assert not (tmp_path / "report").exists()
 
 
 def test_credentials_in_a_report_url_are_refused_before_scoring(tmp_path: Path) -> None:

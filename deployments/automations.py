@@ -6,11 +6,12 @@
 
 Two keep the record true: a run whose process is gone is marked crashed within two minutes,
 and started again where a tag asks for it. One tells the webhook of such a crash, if there is
-a webhook. Two are a chain, from a trained model to the masks of a better one; as schedules,
-they are shipped switched off, with the parameters to be filled in.
+a webhook: its URL is that of the Secret block which runs read, too. Three are a chain, from a
+trained model to its scores and to the masks of a better one; as schedules, they are shipped
+switched off, with the parameters to be filled in.
 
-Running it again brings the first three up to date. The chain is left as it is found: its
-parameters are the operator's.
+Running it again brings the first three up to date, the webhook's URL with them. The chain is
+left as it is found: its parameters are the operator's.
 """
 
 import os
@@ -19,6 +20,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from prefect.automations import Automation, EventTrigger
+from prefect.blocks.system import Secret
 from prefect.blocks.webhook import Webhook
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.events.actions import CallWebhook, ChangeFlowRunState, RunDeployment
@@ -44,8 +46,11 @@ looks at the clock, a killed run is found within two minutes."""
 NO_HEARTBEAT = "no heartbeat: its process is gone, or cut off"
 """What such a crash says; the webhook's automation knows it by that."""
 
+URL_BLOCK = "fcn-webhook-url"
+"""Name of the Secret block that holds the webhook's URL, of ``tasks/notify.py``."""
+
 WEBHOOK = "fcn-webhook"
-"""Name of the block that holds the webhook's URL for the server."""
+"""Name of the block through which the server posts: made here of the other, never by hand."""
 
 RUNS = {"prefect.resource.id": "prefect.flow-run.*"}
 
@@ -133,6 +138,33 @@ KILLED = """{
 """What the webhook is posted then: the fields of `tasks.notify.summary`."""
 
 
+def evaluated(evaluate_id: UUID) -> Automation:
+    """When train completes, evaluate scores its model; train itself has done so on val."""
+    return Automation(
+        name="fcn: evaluate after train",
+        description="Fill in split, such as test, then switch it on.",
+        enabled=False,
+        trigger=EventTrigger(
+            expect={"prefect.flow-run.Completed"},
+            match=RUNS,
+            match_related=_deployed("train"),
+            posture=Posture.Reactive,
+            threshold=1,
+        ),
+        actions=[
+            RunDeployment(
+                deployment_id=evaluate_id,
+                parameters={
+                    "dataset_url": "{{ flow_run.parameters.dataset_url }}",
+                    "model_url": "{{ flow_run.parameters.run_url }}/model.safetensors",
+                    "report_url": "{{ flow_run.parameters.run_url }}/evaluation",
+                    "split": FILL_IN,
+                },
+            )
+        ],
+    )
+
+
 def compared(promote_id: UUID) -> Automation:
     """When train completes, promote compares its model with the one that serves."""
     return Automation(
@@ -183,6 +215,14 @@ FILL_IN = "fill in"
 """In the place of a parameter that only the operator knows."""
 
 
+LINKS = (
+    (evaluated, "evaluate/evaluate"),
+    (compared, "promote/promote"),
+    (applied, "predict/predict"),
+)
+"""The chain, and the deployment that each link of it starts."""
+
+
 def _tagged(tag: str) -> dict[str, str | list[str]]:
     return {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{tag}"}
 
@@ -198,20 +238,20 @@ def install_automations(webhook_url: str | None = None) -> list[str]:
     link of the chain is made once, if its deployment is there, and never changed.
 
     Args:
-        webhook_url: Where the server posts of killed runs; it keeps the URL encrypted in the
-            block `WEBHOOK`. None: as before.
+        webhook_url: Where runs post of their ends and the server of killed runs; kept,
+            encrypted, in the Secret block `URL_BLOCK`. None: what that block holds.
 
     Returns:
         The names of the automations that were made or brought up to date.
     """
     wanted = [crashed(), started_again()]
-    if webhook_url:
-        wanted.append(told(_save_webhook(webhook_url)))
+    if url := _webhook_url(webhook_url):
+        wanted.append(told(_save_webhook(url)))
     with get_client(sync_client=True) as client:
         there = {automation.name: automation for automation in client.read_automations()}
         links = {
             make: deployment_id
-            for make, name in ((compared, "promote/promote"), (applied, "predict/predict"))
+            for make, name in LINKS
             if (deployment_id := _find_deployment(client, name))
         }
     for automation in wanted:
@@ -223,6 +263,17 @@ def install_automations(webhook_url: str | None = None) -> list[str]:
     chain = [make(deployment_id) for make, deployment_id in links.items()]
     new = [automation.create() for automation in chain if automation.name not in there]
     return [automation.name for automation in (*wanted, *new)]
+
+
+def _webhook_url(given: str | None) -> str | None:
+    """The webhook's URL, which the Secret block holds from now on."""
+    if given:
+        Secret(value=SecretStr(given)).save(URL_BLOCK, overwrite=True)
+        return given
+    try:
+        return str(Secret.load(URL_BLOCK).get())
+    except ValueError:  # no such block
+        return None
 
 
 def _save_webhook(url: str) -> UUID:

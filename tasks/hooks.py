@@ -22,6 +22,7 @@ class Hooks(TypedDict):
     on_completion: list[FlowStateHook[..., Any]]
     on_failure: list[FlowStateHook[..., Any]]
     on_crashed: list[FlowStateHook[..., Any]]
+    on_cancellation: list[FlowStateHook[..., Any]]
 
 
 HOOKS: Hooks = {
@@ -29,4 +30,5 @@ HOOKS: Hooks = {
     "on_completion": [notify],
     "on_failure": [notify],
     "on_crashed": [settle, notify],
+    "on_cancellation": [settle],  # the worker runs it, when the processes are gone
 }

@@ -1,4 +1,4 @@
-"""Task runs of a process that is gone: the server would show them as running for ever."""
+"""Runs of a process that is gone: the server would show them as running for ever."""
 
 from typing import Any
 
@@ -6,11 +6,12 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
+    FlowRunFilterParentFlowRunId,
     TaskRunFilter,
     TaskRunFilterState,
     TaskRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType, TaskRun
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Crashed
@@ -18,30 +19,56 @@ from prefect.states import Crashed
 __all__ = ["settle"]
 
 PAGE = 200
-"""Task runs that a server gives at once."""
+"""Runs that a server gives at once."""
+
+UNFINISHED = [state for state in StateType if state not in TERMINAL_STATES]
 
 
 def settle(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Mark as crashed what earlier processes of a run left running: a hook for its next start.
+    """Mark as crashed what earlier processes of a run left unfinished: a hook.
 
-    A hook for ``on_running`` and, where the worker outlives a killed process and runs it,
-    ``on_crashed``.
+    For ``on_running``, the next start, and where the worker outlives a killed or cancelled
+    process and runs them, ``on_crashed`` and ``on_cancellation``. Flow runs within the run were
+    in the same process, and are settled with it; child runs of a deployment have their own, and
+    are left alone.
     """
-    if state.is_running() and flow_run.run_count <= 1:
+    if state.is_running() and flow_run.run_count == 0:  # as it was before this start
         return
-    gone: State[Any] = Crashed(message="its process is gone")
     with get_client(sync_client=True) as client:
-        left = _left_running(client, flow_run)
-        for task_run in left:
-            client.set_task_run_state(task_run.id, gone, force=True)
-    if left:
+        num_settled = _settle(client, flow_run)
+    if num_settled:
         flow_run_logger(flow_run, flow).info(
-            "%d task runs of a process that is gone are marked crashed", len(left)
+            "%d task runs of a process that is gone are marked crashed", num_settled
         )
 
 
-def _left_running(client: SyncPrefectClient, flow_run: FlowRun) -> list[TaskRun]:
-    unfinished = TaskRunFilterStateType(any_=[StateType.RUNNING, StateType.PENDING])
+def _settle(client: SyncPrefectClient, flow_run: FlowRun) -> int:
+    """Settle a run and those within it; returns how many task runs were unfinished."""
+    gone: State[Any] = Crashed(message="its process is gone")
+    num_settled = 0
+    for inner in _inner_runs(client, flow_run):
+        num_settled += _settle(client, inner)
+        if inner.state is None or not inner.state.is_final():
+            client.set_flow_run_state(inner.id, gone, force=True)
+    left = _unfinished(client, flow_run)
+    for task_run in left:
+        client.set_task_run_state(task_run.id, gone, force=True)
+    return num_settled + len(left)
+
+
+def _inner_runs(client: SyncPrefectClient, flow_run: FlowRun) -> list[FlowRun]:
+    """Flow runs that a flow called as a function, at any of its starts."""
+    within = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run.id]))
+    found: list[FlowRun] = []
+    while True:
+        page = client.read_flow_runs(flow_run_filter=within, limit=PAGE, offset=len(found))
+        found += page
+        if len(page) < PAGE:
+            return [inner for inner in found if inner.deployment_id is None]
+
+
+def _unfinished(client: SyncPrefectClient, flow_run: FlowRun) -> list[TaskRun]:
+    unfinished = TaskRunFilterStateType(any_=UNFINISHED)
     found: list[TaskRun] = []
     while True:
         page = client.read_task_runs(

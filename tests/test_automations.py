@@ -8,6 +8,9 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from prefect.automations import Automation
+from prefect.blocks.system import Secret
+from prefect.blocks.webhook import Webhook
 from prefect.client.schemas.objects import Flow, FlowRun
 from prefect.server.events.jinja_filters import all_filters
 from prefect.server.utilities.user_templates import (
@@ -19,7 +22,7 @@ from prefect.states import Crashed
 
 import flows.predict
 from flows.command_line import PREFECT_SETTINGS, VERBS
-from tasks.notify import notify, summary
+from tasks.notify import URL_BLOCK, notify, summary
 from tasks.settle import settle
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +56,7 @@ def test_every_flow_tells_of_its_end_and_settles_what_a_killed_process_left(verb
     assert flow.on_completion_hooks == [notify]
     assert flow.on_failure_hooks == [notify]
     assert flow.on_crashed_hooks == [settle, notify]
+    assert flow.on_cancellation_hooks == [settle]
     assert flow.on_running_hooks == [settle]
 
 
@@ -76,3 +80,22 @@ def test_what_the_server_posts_of_a_killed_run_is_json_whatever_the_run_is_calle
     assert told.keys() == summary(flows.predict.predict, run, run.state).keys()
     assert told["run"] == run.name
     assert told["message"] == automations.NO_HEARTBEAT
+
+
+@pytest.fixture
+def no_webhook(prefect_server):
+    yield
+    Secret.delete(URL_BLOCK)
+
+
+def test_the_secret_block_is_the_one_place_of_the_webhook(automations, no_webhook):
+    """What runs read is where the server posts; once from the environment, then as changed."""
+    automations.install_automations("https://first.example/hook")
+    assert Secret.load(URL_BLOCK).get() == "https://first.example/hook"
+    Secret(value="https://second.example/hook").save(URL_BLOCK, overwrite=True)
+    made = automations.install_automations()
+    assert automations.URL_BLOCK == URL_BLOCK
+    block = Webhook.load(automations.WEBHOOK)
+    assert block.url.get_secret_value() == "https://second.example/hook"
+    [action] = Automation.read(name=made[2]).actions
+    assert action.block_document_id == block._block_document_id

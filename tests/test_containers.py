@@ -1,20 +1,25 @@
 """Image, compose file and job templates, as far as they can be checked without a container."""
 
+import ast
 import asyncio
 import fnmatch
 import json
+import os
 import re
 import subprocess
 import sys
 import tomllib
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import yaml
 from docker.types import HostConfig
+from dotenv import dotenv_values
 from prefect.settings import Settings
 from prefect.settings.legacy import _get_settings_fields
 from prefect.workers.base import BaseJobConfiguration
+from pydantic import TypeAdapter
 
 ROOT = Path(__file__).resolve().parents[1]
 PREFECT = re.search(r"^prefect==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), re.M)[1]
@@ -137,6 +142,59 @@ def test_images_have_versions_and_prefect_the_tested_one():
     assert [tag for tag in tags if not tag.startswith(f"{PREFECT}-")] == []
 
 
+def test_an_image_s_tag_has_its_reason_beside_it():
+    lines = text("compose.yaml").splitlines()
+    tagged = [number for number, line in enumerate(lines) if re.search(r"image: \S+:", line)]
+    assert len(tagged) == 3
+    assert [lines[n] for n in tagged if not lines[n - 1].lstrip().startswith("#")] == []
+
+
+CONNECT = """
+from prefect.settings import get_current_settings
+from sqlalchemy import make_url
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+
+url = make_url(get_current_settings().server.database.connection_url.get_secret_value())
+print(PGDialect_asyncpg().create_connect_args(url)[1])
+"""
+
+
+@pytest.mark.parametrize("password", ["change-me", "p@ss/w:o%r#d$", r"a b\"&?=+{}[]!\~ü"])
+def test_the_server_logs_in_with_the_password_as_it_was_typed(tmp_path, password):
+    """From the .env file to what the driver is given, as Compose and the server do it."""
+    (tmp_path / ".env").write_text(
+        text("env.example").replace(
+            "POSTGRES_PASSWORD='change-me'", f"POSTGRES_PASSWORD='{password}'"
+        ),
+        encoding="utf-8",
+    )
+    values = dotenv_values(tmp_path / ".env", interpolate=False)
+
+    def environment(service):
+        return {
+            name: re.sub(r"\$\{(\w+)(:\?[^}]*)?\}", lambda found: values[found[1]], value)
+            for name, value in SERVICES[service]["environment"].items()
+        }
+
+    assert environment("postgres")["POSTGRES_PASSWORD"] == password
+    run = subprocess.run(
+        [sys.executable, "-c", CONNECT],
+        cwd=tmp_path,
+        env=os.environ | environment("server") | {"PREFECT_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert ast.literal_eval(run.stdout) == {
+        "host": "postgres",
+        "port": 5432,
+        "user": environment("postgres")["POSTGRES_USER"],
+        "database": environment("postgres")["POSTGRES_DB"],
+        "password": password,
+    }
+
+
 def test_every_setting_named_is_one_of_prefects():
     known = set(_get_settings_fields(Settings))
     named = {name for one in SERVICES.values() for name in one.get("environment", {})}
@@ -155,9 +213,15 @@ def test_the_server_records_as_the_checkout_s_own_does():
         for key, value in settings["server"]["services"][name].items():
             variable = f"PREFECT_SERVER_SERVICES_{name}_{key}".upper()
             assert SERVICES["server"]["environment"][variable] == str(value)
-    for name, key in (("concurrency", "lease_storage"), ("events", "expired_bucket_buffer")):
-        variable = f"PREFECT_SERVER_{name}_{key}".upper()
-        assert SERVICES["server"]["environment"][variable] == str(settings["server"][name][key])
+    environment = SERVICES["server"]["environment"]
+    assert (
+        environment["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"]
+        == (settings["server"]["concurrency"]["lease_storage"])
+    )
+    buffer = TypeAdapter(timedelta).validate_python(
+        environment["PREFECT_SERVER_EVENTS_EXPIRED_BUCKET_BUFFER"]
+    )
+    assert buffer.total_seconds() == settings["server"]["events"]["expired_bucket_buffer"]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -13,6 +13,7 @@ from tests.e2e.machine import machine, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
+EVALUATE = "fcn: evaluate after train"
 PROMOTE = "fcn: promote after train"
 PREDICT = "fcn: predict when a model is promoted"
 
@@ -50,7 +51,7 @@ def newest_run(deployment):
 
 def test_the_chain_is_shipped_switched_off(made):
     enabled = {name for name, automation in installed().items() if automation.enabled}
-    assert installed().keys() - enabled == {PROMOTE, PREDICT}
+    assert installed().keys() - enabled == {EVALUATE, PROMOTE, PREDICT}
     assert len(enabled) == 2
 
 
@@ -71,7 +72,8 @@ def test_installing_again_keeps_what_the_operator_has_set(made):
     assert after[PROMOTE] == before[PROMOTE]
 
 
-def test_a_trained_model_is_compared_and_a_better_one_segments_the_collection(made):
+def test_a_trained_model_is_scored_and_compared_and_a_better_one_segments_the_collection(made):
+    switch_on(EVALUATE, {"split": "test"})
     switch_on(PROMOTE, {"models_url": "s3://bucket/models"})
     switch_on(PREDICT, {"collection_url": "s3://bucket/in", "output_url": "s3://bucket/out"})
     with get_client(sync_client=True) as client:
@@ -82,6 +84,13 @@ def test_a_trained_model_is_compared_and_a_better_one_segments_the_collection(ma
         )
         for state in (Scheduled(), Running(), Completed()):
             client.set_flow_run_state(run.id, state, force=True)
+    evaluating = wait_for("run of evaluate", lambda: newest_run("evaluate"), 60)
+    assert evaluating.parameters == {
+        "dataset_url": "s3://bucket/dataset",
+        "model_url": "s3://bucket/run/model.safetensors",
+        "report_url": "s3://bucket/run/evaluation",
+        "split": "test",
+    }
     promoting = wait_for("run of promote", lambda: newest_run("promote"), 60)
     assert promoting.parameters == {
         "dataset_url": "s3://bucket/dataset",

@@ -46,12 +46,13 @@ format: $(INSTALLED) ## Put the code into the one style
 ui: $(INSTALLED) ## Serve the Prefect UI with a worker and the deployments (PORT=4200)
 	@PORT=$(PORT) $(BIN)/python deployments/ui.py
 
-bench: $(INSTALLED) ## Measure prediction, its parts, sizes, growth, training (about 20 minutes)
+bench: $(INSTALLED) ## Measure prediction, its parts, sizes, growth, listing, training (about 25 minutes)
 	rm -rf work/bench
 	for name in rivals limits sizes backends; do \
 		$(BIN)/python -m benchmarks.$$name || exit 1; \
 	done
 	$(BIN)/python -m benchmarks.growth --work work/bench/growth --keys 1000 10000 100000 1000000
+	$(BIN)/python -m benchmarks.listing --work work/bench/listing
 	@if test -d $(DATA)/camvid; then \
 		$(BIN)/python -m benchmarks.training --data $(DATA)/camvid --init $(DATA)/squeezenet/*.npz; \
 	else echo "no real images at $(DATA): training is not measured (make bench DATA=...)"; fi

@@ -11,12 +11,11 @@ of memory of each step. Writes ``docs/benchmarks/growth.md``.
 """
 
 import argparse
-import itertools
 import random
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,9 @@ import pyarrow.parquet as pq
 import fcn
 from benchmarks.machine import describe
 from fcn.input import TORCHVISION
-from tasks import listing, part_file, parts, stores
+from tasks import part_file, parts, stores
 from tasks.manifest import Manifest
 from tasks.manifest import read as read_manifest
-from tasks.pages import paged
 from tasks.part_file import Row
 from tasks.plan import plan_run
 from tasks.predict_config import PredictConfig
@@ -87,37 +85,12 @@ def write_part(manifest: Manifest, number: int, mask: bytes) -> None:
     stores.create_bytes(parts.part_url(manifest.output_url, 0, number), data)
 
 
-def walk(num: int) -> int:
-    """Keys through the walk of an S3 listing whose pages are made up: no client, no network."""
-    entries = listing.walk(_Pages(num), "bucket/photos", "s3://bucket/photos")
-    return sum(page.num_rows for page in paged(entries))
-
-
-class _Pages:
-    """As much of an S3 file system as a listing needs."""
-
-    protocol = ("s3",)
-
-    def __init__(self, num: int) -> None:
-        self._keys: Iterator[int] = iter(range(num))
-
-    def call_s3(self, *_: str, **__: str) -> dict[str, Any]:
-        keys = list(itertools.islice(self._keys, 1000))
-        contents = [
-            {"Key": f"photos/camera/image-{n:09d}.jpg", "Size": n, "ETag": f'"{n:032x}"'}
-            for n in keys
-        ]
-        return {"Contents": contents, "IsTruncated": len(keys) == 1000, "NextContinuationToken": ""}
-
-
 HEAD = """# Planning by the number of keys
 
 | step | keys | seconds | CPU seconds | CPU µs per key | MiB before | MiB at the peak |
 |---|---|---|---|---|---|---|"""
 
 NOTES = """
-- **walk**: an S3 listing whose pages are made up in memory, through our walk and into pages;
-  without the store's client, the network and the server.
 - **plan**: a Parquet list of URLs in random order, sorted, checked and written as the manifest;
   with loading the model (SqueezeNet).
 - **nothing to do**: the same list against a finished output of one run; with and without its
@@ -132,7 +105,6 @@ collections first; most of its memory, shared libraries among it, is that of the
 
 STEPS: dict[str, Callable[[Path, int], Any]] = {
     "make the list": make_list,
-    "walk": lambda _work, num: walk(num),
     "plan": lambda work, _num: plan(work),
     "write parts": lambda work, _num: write_parts(work),
     "nothing to do, no index": lambda work, _num: plan(work),
@@ -141,7 +113,7 @@ STEPS: dict[str, Callable[[Path, int], Any]] = {
     "remove a part": lambda work, _num: stores.remove(parts.part_url(f"{work}/out", 0, 0)),
     "resume": lambda work, _num: plan(work),
 }
-SHOWN = ("walk", "plan", "nothing to do, no index", "write the index", "nothing to do", "resume")
+SHOWN = ("plan", "nothing to do, no index", "write the index", "nothing to do", "resume")
 
 
 def measured(step: str, work: Path, num: int) -> dict[str, float]:

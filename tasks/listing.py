@@ -104,18 +104,15 @@ def _local_entry(path: str, key: str, url: str) -> Entry:
 
 def _walk_s3(fs: Any, path: str, url: str) -> Iterator[Entry]:
     """A page of 1,000 keys a request, whatever the depth of the keys."""
+    from tasks import s3_pages  # noqa: PLC0415 - it needs the extra `s3`
+
     bucket, _, prefix = path.partition("/")
     prefix = f"{prefix.rstrip('/')}/" if prefix else ""
-    position: dict[str, str] = {}
-    while True:
-        page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **position)
-        for found in page.get("Contents", ()):
+    for page in s3_pages.pages(fs, bucket, prefix):
+        for found in page:
             key = found["Key"].removeprefix(prefix)
             if key and not key.endswith("/"):
                 yield _store_entry(found, key, f"{url}/{key}")
-        if not page.get("IsTruncated"):
-            return
-        position = {"ContinuationToken": page["NextContinuationToken"]}
 
 
 def _walk_store(fs: Any, folder: str, prefix: str, url: str) -> Iterator[Entry]:

@@ -13,36 +13,32 @@ normalisation and confidence, which a row needs, and with labels read off band b
 shards from the manifest to committed parts (reading, decoding, network, labels and confidence,
 encoding, Parquet, writing) with the default settings, two shards in work, without Prefect. The
 two alternate over the same JPEGs; weights are random, which changes no cost but that of masks.
-The S3 endpoint is moto's server on the same machine, whose processor time counts against the
-pipeline by the clock. Writes ``docs/benchmarks/prediction.md``.
+The S3 endpoint (`benchmarks.s3`) answers after 25 ms, from the same cores: its processor time,
+told apart, counts against the pipeline by the clock. Writes ``docs/benchmarks/prediction.md``.
 """
 
 import argparse
 import io
 import os
 import shlex
-import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-import boto3
 import numpy as np
 import torch
-from botocore.exceptions import BotoCoreError
 from PIL import Image
 from torch import Tensor
 
 import fcn
-from benchmarks.machine import children, describe, processor_seconds, seconds_of_process
+from benchmarks.machine import describe, processor_seconds
+from benchmarks.s3 import bucket, server_seconds
 from fcn.images import decode_image
 from fcn.input import TORCHVISION
 from tasks import stores
@@ -79,11 +75,6 @@ def photograph(rng: np.random.Generator) -> bytes:
 def clock() -> np.ndarray:
     """Seconds by the clock, and of processor time."""
     return np.array([time.perf_counter(), processor_seconds()])
-
-
-def server_seconds() -> float:
-    """Processor time of the S3 server until now."""
-    return sum(map(seconds_of_process, children("moto.server")))
 
 
 def predictor(backbone: str) -> fcn.Predictor:
@@ -182,16 +173,16 @@ def pipeline(case: Case, model: fcn.Predictor, manifest: Manifest, config: Predi
         case.stages.update(report.stages)
 
 
-def measure(net: str, place: str, rounds: int) -> Case:
+def measure(net: str, place: str, rounds: int, num_images: int) -> Case:
     """Alternating rounds of the bare network and of the pipeline, the first one not counted."""
     rng = np.random.default_rng(0)
-    case, model = Case(NETS[net]), predictor(net)
+    case, model = Case(num_images), predictor(net)
     files = [photograph(rng) for _ in range(case.num_images)]
     for index, data in enumerate(files):
         stores.write_bytes(f"{place}/{net}/images/{index:04}.jpg", data)
     images = [decode_image(data).pixels for data in files]
     tensors = ready_tensors(images)
-    config = PredictConfig(device="cpu", images_per_shard=case.num_images // 4)
+    config = PredictConfig(device="cpu", images_per_shard=max(1, case.num_images // 4))
     for number in range(rounds + 1):
         manifest = planned(f"{place}/{net}/images", f"{place}/{net}/out-{number}", config)
         case.together.append(seconds_of([partial(bare, model, tensors)], CORES.on_all))
@@ -203,36 +194,6 @@ def measure(net: str, place: str, rounds: int) -> Case:
         if not number:
             case = Case(case.num_images)
     return case
-
-
-@contextmanager
-def bucket() -> Iterator[str]:
-    """A bucket of a local S3 server, in a process of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    os.environ |= {
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-    }
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        for _ in range(200):
-            try:
-                boto3.client("s3").create_bucket(Bucket="bench")
-                break
-            except BotoCoreError:
-                time.sleep(0.2)
-        yield "s3://bench"
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def page(lines: Sequence[str], loads: Sequence[float]) -> str:
@@ -269,17 +230,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
     parser.add_argument("--stores", nargs="+", default=["local", "S3"], choices=["local", "S3"])
-    parser.add_argument("--dry", action="store_true", help="print the page, do not write it")
+    parser.add_argument("--images", type=int, help="of a round, of either net")
+    parser.add_argument("--page", type=Path, default=PAGE, help="where the page is written")
     args = parser.parse_args()
     lines, before = [], os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder, bucket() as s3:
         for store, net in [(store, net) for store in args.stores for net in args.nets]:
-            case = measure(net, folder if store == "local" else s3, args.rounds)
+            case = measure(
+                net, folder if store == "local" else s3, args.rounds, args.images or NETS[net]
+            )
             lines.append(case.line(net, store))
             print(lines[-1], flush=True)
     text = page(lines, [before, os.getloadavg()[0]])
-    if not args.dry:
-        PAGE.write_text(text, encoding="utf-8")
+    args.page.write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fcn.averaging import AveragedPredictor
+    from fcn.bands import Band, decode_band
     from fcn.boundary import boundary_f1
     from fcn.checkpoint import Model, load, save
     from fcn.classes import IGNORE_INDEX, Classes
@@ -27,6 +28,7 @@ __all__ = [
     "FCN",
     "IGNORE_INDEX",
     "AveragedPredictor",
+    "Band",
     "Classes",
     "FcnError",
     "InputSpec",
@@ -36,6 +38,7 @@ __all__ = [
     "Scores",
     "boundary_f1",
     "confusion",
+    "decode_band",
     "decode_mask",
     "encode_mask",
     "load",
@@ -46,6 +49,7 @@ __all__ = [
 
 _HOMES = {
     "averaging": ("AveragedPredictor",),
+    "bands": ("Band", "decode_band"),
     "boundary": ("boundary_f1",),
     "checkpoint": ("Model", "load", "save"),
     "classes": ("IGNORE_INDEX", "Classes"),

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fcn.checkpoint import Model, check_sees_rgb
+from fcn.checkpoint import Model, check_sees_images
 from fcn.classes import Classes
 from fcn.device import Precision, autocast, find_device
 from fcn.errors import BackendError
-from fcn.predict import Prediction, check_images, label_dtype, prediction
+from fcn.predict import Prediction, label_dtype, prediction
 
 
 class AveragedPredictor:
@@ -35,7 +35,8 @@ class AveragedPredictor:
     Raises:
         BackendError: a quantised model, which torch does not run.
         DeviceError: a device this machine does not have.
-        ValueError: no scale, or one that is not above 0; a model of other than three channels.
+        ValueError: no scale, or one that is not above 0; a model of other channels than
+            three and its bands.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class AveragedPredictor:
     ) -> None:
         if not scales or min(scales) <= 0:
             raise ValueError(f"scales must be one or more numbers above 0, found {scales}")
-        check_sees_rgb(model)
+        check_sees_images(model)
         if model.ranges is not None:
             raise BackendError(
                 "a quantised model looks at every image once, as it is; average the looks of the "
@@ -75,17 +76,17 @@ class AveragedPredictor:
         """Label maps ``H x W`` of RGB images uint8 ``H x W x 3``, in their order.
 
         Of a model of several heads these are the first head's; `predict` gives those of all.
+        Images of a model with bands are ``H x W x (3 + B)``, see `fcn.predict`.
         """
         return [prediction.label for prediction in self.predict(images)]
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
-        """Label maps and confidences of RGB images uint8 ``H x W x 3``, in their order.
+        """Label maps and confidences of images, as `__call__` takes them, in their order.
 
         Raises:
             ValueError: An array that is no such image.
         """
-        check_images(images)
-        return [self._predict(image) for image in images]
+        return [self._predict(image) for image in self.model.input.check_images(images)]
 
     @torch.inference_mode()
     def _predict(self, image: np.ndarray) -> Prediction:
@@ -104,14 +105,14 @@ class AveragedPredictor:
         return [len(classes) for classes in self.model.all_classes]
 
     def _probabilities(self, image: np.ndarray) -> Tensor:
-        """Mean probabilities ``C x H x W``, 1 together in every head, of uint8 ``H x W x 3``."""
+        """Mean probabilities ``C x H x W``, 1 together in every head, of ``H x W x (3 + B)``."""
         pixels = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None]
         normalised = self.model.input.normalise(pixels)
         total = sum((self._view(normalised, s) for s in self.scales), torch.zeros(()))
         return total / len(self.scales)
 
     def _view(self, image: Tensor, scale: float) -> Tensor:
-        """Probabilities ``C x H x W`` of ``1 x 3 x H x W`` at one scale, mirrored and not."""
+        """Probabilities ``C x H x W`` of ``1 x (3 + B) x H x W`` at one scale, mirrored and not."""
         height, width = image.shape[2:]
         view = _resized(image, max(1, round(height * scale)), max(1, round(width * scale)))
         probabilities = self._look(view, height, width)

@@ -28,7 +28,7 @@ RunsOn = Literal["torch", "onnxruntime", "openvino"]
 """What "auto" can stand for."""
 
 Runtime = Callable[[np.ndarray], list[Tensor]]
-"""From RGB uint8 ``N x H x W x 3`` to the network's `FCN.score_maps`."""
+"""From pixels ``N x H x W x (3 + B)``, of `InputSpec.dtype`, to the network's `FCN.score_maps`."""
 
 EXTRAS: Mapping[str, str] = {"openvino": "openvino", "onnxruntime": "export"}
 """Runtimes, the fastest first (``docs/benchmarks/backends.md``), and the extra to install."""

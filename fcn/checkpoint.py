@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_serializer,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -51,6 +58,7 @@ class Model:
             convolutions range over, by the name of the layer; else None.
 
     Raises:
+        ValueError: bands, and a network of another number of channels.
         ValueError: classes that are not those of the network's heads, by name and number, or
             that have another ``ignore_index`` than the first head's; a further head that has
             no proper name (`fcn.classes.check_head_name`).
@@ -64,6 +72,12 @@ class Model:
     ranges: Mapping[str, Range] | None = None
 
     def __post_init__(self) -> None:
+        if self.input.bands and self.net.in_channels != self.input.num_channels:
+            raise ValueError(
+                f"the images have {self.input.num_channels} channels, of them bands "
+                f"{', '.join(b.name for b in self.input.bands)}; the network sees "
+                f"{self.net.in_channels}"
+            )
         if self.net.heads is None and not self.further_classes:
             return
         first, *further = self.net.heads or {"": self.net.num_classes}
@@ -102,6 +116,14 @@ class _Card(BaseModel):
     further_classes: dict[str, list[dict[str, Any]]] = Field({}, exclude_if=lambda given: not given)
     sha256: str | None = None
     ranges: dict[str, tuple[Low, High]] | None = Field(None, exclude_if=lambda given: given is None)
+
+    @field_serializer("input", mode="wrap")
+    def _without_no_bands(
+        self, given: InputSpec, serialise: SerializerFunctionWrapHandler
+    ) -> dict[str, Any]:
+        """Of a network of RGB images nothing is said of bands, as in files of before."""
+        found: dict[str, Any] = serialise(given)
+        return found if given.bands else {k: v for k, v in found.items() if k != "bands"}
 
 
 def to_bytes(model: Model) -> bytes:
@@ -265,16 +287,16 @@ def _read_card(metadata: Mapping[str, str]) -> _Card:
         raise CheckpointError(f"the model card is not valid: {place}: {first['msg']}") from error
 
 
-def check_sees_rgb(model: Model) -> None:
-    """Find out whether a model is one of RGB images.
+def check_sees_images(model: Model) -> None:
+    """Find out whether a model is one of images: RGB, with the bands that its input names.
 
     Raises:
-        ValueError: a model of other than three channels.
+        ValueError: a model of another number of channels.
     """
-    if model.net.in_channels != 3:
+    if model.net.in_channels != model.input.num_channels:
         raise ValueError(
-            f"images are RGB, but the model sees {model.net.in_channels} channels; "
-            "call model.net on tensors"
+            f"images are RGB, but the model sees {model.net.in_channels} channels and names no "
+            "bands; give its InputSpec bands, or call model.net on tensors"
         )
 
 

@@ -9,6 +9,8 @@
     │   ├── CorruptImage      a known format, damaged
     │   ├── TruncatedImage    a known format, cut short
     │   ├── ImageTooLarge     more pixels than allowed, read from the header
+    │   ├── BandError         a band that cannot be decoded, or does not fit its image
+    │   │   └── MissingBand   a band that is not there
     │   ├── DecoderCrashed    a decoder, in a process of its own, that died of it
     │   └── DecoderTimedOut   a decoder, in a process of its own, that did not come to an end
     ├── LabelError            a label map that does not fit its classes or its image
@@ -47,6 +49,14 @@ class TruncatedImage(ImageError):
 
 class ImageTooLarge(ImageError):
     """An image whose header announces more pixels than allowed."""
+
+
+class BandError(ImageError):
+    """A band that cannot be decoded, or does not fit its image or its model."""
+
+
+class MissingBand(BandError):
+    """An image without a band that a model sees."""
 
 
 class DecoderCrashed(ImageError):

@@ -1,10 +1,13 @@
 """Models for other runtimes: ONNX and torch.export, whole from the image to the labels.
 
-What is exported takes RGB bytes, ``N x 3 x H x W`` uint8: channel order and normalisation are
-inside, so that no runtime has to repeat them. Batch, height and width are free. With
-``labels`` it gives the class of every pixel, ``N x H x W`` (uint8, int32 above 256 classes),
-else the scores, ``N x C x H x W`` float32. Input and output are named ``image`` and ``labels``
-or ``scores``; the file's metadata hold, under ``fcn``, the classes and their colours as JSON.
+What is exported takes RGB bytes, ``N x 3 x H x W`` uint8, or with bands (`fcn.bands`) float32
+``N x (3 + B) x H x W``, RGB in 0..255 and behind it the bands as their files hold them: channel
+order and normalisation are inside, so that no runtime has to repeat them. Batch, height and width
+are free. With ``labels`` it gives the class of every pixel, ``N x H x W`` (uint8, int32 above 256
+classes), else the scores, ``N x C x H x W`` float32. Input and output are named ``image`` and
+``labels`` or ``scores``; each further head has an output ``labels_NAME`` or ``scores_NAME``
+behind it, and a program of torch.export then gives a dictionary. The file's metadata hold, under
+``fcn``, the classes and their colours as JSON, and the bands.
 """
 
 import json
@@ -17,7 +20,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
 
-from fcn.checkpoint import Model, versions
+from fcn.checkpoint import Model, check_sees_images, versions
 
 METADATA_KEY = "fcn"
 
@@ -30,12 +33,21 @@ class Pixels(nn.Module):
     def __init__(self, model: Model, *, labels: bool) -> None:
         super().__init__()
         self.net, self.input, self.labels = model.net, model.input, labels
-        self.dtype = torch.uint8 if len(model.classes) <= 256 else torch.int32
+        self.sizes = [len(classes) for classes in model.all_classes]
+        first = "labels" if labels else "scores"
+        self.names = [first, *(f"{first}_{name}" for name in model.further_classes)]
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Scores or labels of RGB images uint8 ``N x 3 x H x W``."""
+    def forward(self, image: Tensor) -> Tensor | dict[str, Tensor]:
+        """Scores or labels of ``N x (3 + B) x H x W``; of several heads, by output."""
         scores: Tensor = self.net(self.input.normalise(image))
-        return scores.argmax(dim=1).to(self.dtype) if self.labels else scores
+        if len(self.sizes) == 1:
+            return self._output(scores)
+        by_head = torch.split(scores, self.sizes, dim=1)
+        return dict(zip(self.names, map(self._output, by_head), strict=True))
+
+    def _output(self, scores: Tensor) -> Tensor:
+        dtype = torch.uint8 if scores.shape[1] <= 256 else torch.int32
+        return scores.argmax(dim=1).to(dtype) if self.labels else scores
 
 
 def to_onnx(model: Model, file: str | Path | BinaryIO, *, labels: bool = False) -> None:
@@ -49,7 +61,7 @@ def to_onnx(model: Model, file: str | Path | BinaryIO, *, labels: bool = False) 
     Raises:
         ModuleNotFoundError: the extra ``export`` is not installed.
         OSError: the file cannot be written.
-        ValueError: a model of other than three channels, of several heads, or quantised.
+        ValueError: a model of other channels than three and its bands, or quantised.
     """
     missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
     if missing:
@@ -63,12 +75,13 @@ def to_onnx(model: Model, file: str | Path | BinaryIO, *, labels: bool = False) 
         dynamo=True,
         dynamic_shapes={"image": {0: "batch", 2: "height", 3: "width"}},
         input_names=["image"],
-        output_names=["labels" if labels else "scores"],
+        output_names=module.names,
         verbose=False,
     )
     assert program is not None
     exported = program.model_proto
-    _name_sizes(exported.graph.output[0])
+    for output in exported.graph.output:
+        _name_sizes(output)
     _forget_sources(exported.graph)
     entry = exported.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, _card(model)
@@ -89,7 +102,7 @@ def to_torch_export(model: Model, file: str | Path | BinaryIO, *, labels: bool =
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: a model of other than three channels, of several heads, or quantised.
+        ValueError: a model of other channels than three and its bands, or quantised.
     """
     module, example = _prepared(model, labels)
     sizes = {"image": {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}}
@@ -104,23 +117,20 @@ def to_torch_export(model: Model, file: str | Path | BinaryIO, *, labels: bool =
 
 def _prepared(model: Model, labels: bool) -> tuple[Pixels, Tensor]:
     """The module to export and images to trace it with."""
-    if model.net.in_channels != 3 or model.net.heads is not None:
-        raise ValueError(
-            "what is exported is of RGB images and one head, but the model sees "
-            f"{model.net.in_channels} channels and has the heads {model.net.heads}; export "
-            "model.net yourself"
-        )
+    check_sees_images(model)
     if model.ranges is not None:
         raise ValueError("the model is quantised; export the one that it was made from")
     num_images, height, width = _EXAMPLE
     device = next(model.net.parameters()).device
-    example = torch.zeros(num_images, 3, height, width, dtype=torch.uint8, device=device)
+    channels, dtype = model.input.num_channels, torch.float32 if model.input.bands else torch.uint8
+    example = torch.zeros(num_images, channels, height, width, dtype=dtype, device=device)
     return Pixels(model, labels=labels).eval(), example
 
 
 def _card(model: Model) -> str:
     """What a user of the file has to know, as JSON."""
-    net = model.net
+    net, bands = model.net, model.input.bands
+    further = {name: classes.to_json() for name, classes in model.further_classes.items()}
     return json.dumps(
         {
             "architecture": "FCN",
@@ -129,6 +139,8 @@ def _card(model: Model) -> str:
             "geometry": net.geometry,
             "classes": model.classes.to_json(),
             "ignore_index": model.classes.ignore_index,
+            **({"further_classes": further} if further else {}),
+            **({"bands": [vars(band) for band in bands]} if bands else {}),
             "facts": {"versions": versions(), **model.facts},
         }
     )

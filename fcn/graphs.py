@@ -71,11 +71,12 @@ class Graph:
 
     Args:
         function: Maps a tensor on the GPU to tensors there, without waiting for the GPU.
-        shape: Of its uint8 argument.
+        shape: Of its argument.
         stream: Where it is recorded.
         pool: Memory that it shares with other graphs of the same stream
             (`torch.cuda.graph_pool_handle`). They never run at once, and what outlives a run is
             copied out of it.
+        dtype: Of its argument.
 
     Raises:
         torch.OutOfMemoryError: no room for its maps.
@@ -87,8 +88,9 @@ class Graph:
         shape: Sequence[int],
         stream: torch.cuda.Stream,
         pool: Any,
+        dtype: torch.dtype = torch.uint8,
     ) -> None:
-        self._argument = torch.zeros(*shape, dtype=torch.uint8, device=stream.device)
+        self._argument = torch.zeros(*shape, dtype=dtype, device=stream.device)
         self._graph = torch.cuda.CUDAGraph()
         # Other threads may allocate or wait meanwhile: only this one must not.
         with torch.cuda.graph(self._graph, pool, stream, capture_error_mode="thread_local"):

@@ -47,7 +47,9 @@ _ACTIVATIONS: Mapping[type, tuple[str, Mapping[str, float]]] = {
 
 
 def to_layers(model: Model) -> bytes:
-    """An ONNX file from ``image``, RGB uint8 ``N x H x W x 3``, to the score maps, coarsest first.
+    """An ONNX file from ``image``, as `InputSpec.check_images` gives it, to the score maps.
+
+    The image is ``N x H x W x (3 + B)``, RGB and the bands; the maps are the coarsest first.
 
     Raises:
         ModuleNotFoundError: onnx is not installed.
@@ -57,11 +59,13 @@ def to_layers(model: Model) -> bytes:
 
     graph = _Graph(model)
     shape: list[str | int | None] = ["N", model.net.num_classes, None, None]
+    pixels = TensorProto.UINT8 if model.input.dtype == np.uint8 else TensorProto.FLOAT
+    seen: list[str | int | None] = ["N", "H", "W", model.input.num_channels]
     proto = helper.make_model(
         helper.make_graph(
             graph.nodes,
             "layers",
-            [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", "H", "W", 3])],
+            [helper.make_tensor_value_info("image", pixels, seen)],
             [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in graph.outputs],
             graph.constants,
         ),
@@ -164,10 +168,11 @@ class _Graph:
         """`InputSpec.normalise`."""
         name = "image"
         if spec.channel_order == "BGR":
-            name = self._add("Gather", name, np.array([2, 1, 0]), axis=3)
+            name = self._add("Gather", name, np.array(spec.channels), axis=3)
         name = self._add("Transpose", name, perm=[0, 3, 1, 2])
         name = self._add("Cast", name, to=1)  # float32
-        mean, std = (np.reshape(v, (1, 3, 1, 1)).astype(np.float32) for v in (spec.mean, spec.std))
+        given = (spec.means, spec.stds)
+        mean, std = (np.reshape(v, (1, -1, 1, 1)).astype(np.float32) for v in given)
         return self._add("Div", self._add("Sub", name, mean), std)
 
     def _written(self, node: fx.Node, maps: Mapping[fx.Node, str]) -> str:

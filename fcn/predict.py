@@ -1,4 +1,8 @@
-"""Label maps of images of any size, by a trained model."""
+"""Label maps of images of any size, by a trained model.
+
+A model of images with bands (`fcn.bands`) takes arrays ``H x W x (3 + B)``, the bands behind the
+colours: uint8 if all of them are, else float32.
+"""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fcn.backends import Backend, find_backend, make_runtime
-from fcn.checkpoint import Model, check_sees_rgb
+from fcn.checkpoint import Model, check_sees_images
 from fcn.classes import Classes
 from fcn.device import Precision, autocast
 from fcn.errors import BackendError
@@ -75,7 +79,7 @@ class Predictor:
         BackendError: a backend that is not installed or not for this device or precision; a
             model that computes with integers, without a backend for it.
         DeviceError: a device this machine does not have.
-        ValueError: a model of other than three channels.
+        ValueError: a model of other channels than three and its bands.
     """
 
     def __init__(
@@ -88,7 +92,7 @@ class Predictor:
         tile_size: int | None = None,
         backend: Backend = "torch",
     ) -> None:
-        check_sees_rgb(model)
+        check_sees_images(model)
         self.backend, self.device = find_backend(backend, device, precision)
         if self.backend == "torch" and model.ranges is not None:
             raise BackendError(
@@ -131,16 +135,17 @@ class Predictor:
         """Label maps ``H x W`` of RGB images uint8 ``H x W x 3``, in their order.
 
         Of a model of several heads these are the first head's; `predict` gives those of all.
+        Images of a model with bands are ``H x W x (3 + B)``, see above.
         """
         return [prediction.label for prediction in self.predict(images)]
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
-        """Label maps and confidences of RGB images uint8 ``H x W x 3``, in their order.
+        """Label maps and confidences of images, as `__call__` takes them, in their order.
 
         Raises:
             ValueError: An array that is no such image.
         """
-        check_images(images)
+        images = self.model.input.check_images(images)
         done: dict[int, Prediction] = {}
         for batch, found in one_ahead(self._begun(images)):
             done.update(zip(batch, found(), strict=True))
@@ -222,7 +227,7 @@ class Predictor:
         return self._choose(score, top, left, height, width)
 
     def _score(self, pixels: np.ndarray) -> Tensor:
-        """Scores ``N x C x h x w`` at the network's stride, of uint8 ``N x H x W x 3``."""
+        """Scores ``N x C x h x w`` at the network's stride, of ``N x H x W x (3 + B)``."""
         pixels = np.require(pixels, None, ["C", "W"])  # what torch takes
         if self._runtime is not None:
             fused: Tensor = self.net.fused(self._runtime(pixels))
@@ -270,17 +275,6 @@ def prediction(
     """A prediction of label maps and confidences, one of each head, the first one's first."""
     first, *others = map(Prediction, labels, confidences)
     return replace(first, further=dict(zip(further, others, strict=True)))
-
-
-def check_images(images: Sequence[np.ndarray]) -> None:
-    """Find out whether arrays are RGB images, uint8 ``H x W x 3``.
-
-    Raises:
-        ValueError: an array that is no such image.
-    """
-    for image in images:
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"an image must be uint8 H x W x 3, found {image.dtype} {image.shape}")
 
 
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:

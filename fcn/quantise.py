@@ -21,8 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fcn.checkpoint import Model, check_sees_rgb
-from fcn.predict import check_images
+from fcn.checkpoint import Model, check_sees_images
 
 MAX_PIXELS = 1_000_000
 """Pixels of an image that are looked at: a window in its middle, of larger ones."""
@@ -36,20 +35,20 @@ def quantise(model: Model, images: Iterable[np.ndarray]) -> Model:
 
     Args:
         model: a trained model.
-        images: Some dozens, RGB uint8 ``H x W x 3``; looked at one by one, in torch.
+        images: Some dozens, as `fcn.predict.Predictor` takes them; looked at one by one, in torch.
 
     Raises:
         ValueError: no image, an array that is none, or a model that is quantised already or of
-            other than three channels.
+            other channels than three and its bands.
     """
-    check_sees_rgb(model)
+    check_sees_images(model)
     if model.ranges is not None:
         raise ValueError("the model is quantised already; take the one that it was made from")
     seen: dict[str, list[tuple[float, float]]] = defaultdict(list)
     with torch.inference_mode(), _watched(model.net.eval(), seen):
         for image in images:
-            check_images([image])
-            pixels = torch.from_numpy(np.ascontiguousarray(_middle(image)))
+            (seen_as,) = model.input.check_images([image])
+            pixels = torch.from_numpy(np.ascontiguousarray(_middle(seen_as)))
             device = next(model.net.parameters()).device
             model.net.score_maps(model.input.normalise(pixels[None].permute(0, 3, 1, 2).to(device)))
     if not seen:

@@ -65,14 +65,15 @@ class Labeller:
         self.net, self.sizes, self.dtype = net, list(sizes), weight.dtype
         self._backwards = input.channel_order == "BGR"
         # Made once: a graph cannot copy from the host's memory.
-        self._mean = torch.tensor(input.mean, device=weight.device)
-        self._std = torch.tensor(input.std, device=weight.device)
+        self._mean = torch.tensor(input.means, device=weight.device)
+        self._std = torch.tensor(input.stds, device=weight.device)
+        self._channels = torch.tensor(input.channels, device=weight.device)
         self._fused = None if net.upscore.weight is not None else find_fused(weight.device)
 
     def score(self, pixels: Tensor) -> Tensor:
-        """Scores ``N x C x h x w`` at the network's stride, of uint8 ``N x H x W x 3``."""
+        """Scores ``N x C x h x w`` at the network's stride, of ``N x H x W x (3 + B)``."""
         if self._backwards:
-            pixels = pixels.flip(3)
+            pixels = pixels.index_select(3, self._channels)
         images = ((pixels.float() - self._mean) / self._std).to(self.dtype)
         return self.net.score(images.permute(0, 3, 1, 2))
 
@@ -143,6 +144,7 @@ class Streams:
     def __init__(self, net: FCN, input: InputSpec, sizes: Sequence[int]) -> None:  # noqa: A002
         self.device = net.score_fr.weight.device
         self._labeller = Labeller(net, input, sizes)
+        self._dtype = torch.uint8 if input.dtype == np.uint8 else torch.float32
         stream: Callable[[torch.device], torch.cuda.Stream] = torch.cuda.Stream
         self._up, self._run, self._down = (stream(self.device) for _ in range(3))
         self._run.wait_stream(torch.cuda.current_stream(self.device))  # the weights are there
@@ -155,14 +157,14 @@ class Streams:
         """Start a batch of images of equal size; what is returned waits for it.
 
         Args:
-            images: RGB, uint8 ``H x W x 3``.
+            images: As `InputSpec.check_images` gives them.
             window: The part of them whose labels are wanted.
 
         Raises:
             torch.OutOfMemoryError: no room for the batch.
         """
         pinned = torch.empty(
-            (len(images), *images[0].shape), dtype=torch.uint8, device="cpu", pin_memory=True
+            (len(images), *images[0].shape), dtype=self._dtype, device="cpu", pin_memory=True
         )
         np.stack(images, out=pinned.numpy())
         with self._launching:
@@ -194,7 +196,11 @@ class Streams:
         shape, window = key
         try:
             return Graph(
-                lambda pixels: self._labeller(pixels, window), shape, self._run, self._pool
+                lambda pixels: self._labeller(pixels, window),
+                shape,
+                self._run,
+                self._pool,
+                self._dtype,
             )
         except torch.OutOfMemoryError:
             return None

@@ -11,11 +11,11 @@ def varied_model(
 ) -> fcn.Model:
     """A model with random scores, none of which is above the others everywhere."""
     torch.manual_seed(1)
-    net = fcn.FCN(backbone, num_classes, stride).eval()
+    net = fcn.FCN(backbone, num_classes, stride, in_channels=spec.num_channels).eval()
     with torch.no_grad():
         for layer in [net.score_fr, *(fuse.score_pool for fuse in net.fuse.values())]:
             torch.nn.init.normal_(layer.weight)  # type: ignore[arg-type]
-        pixels = torch.randint(0, 256, (1, 3, 97, 131), dtype=torch.uint8)
+        pixels = torch.randint(0, 256, (1, spec.num_channels, 97, 131), dtype=torch.uint8)
         scores = net(spec.normalise(pixels))
         assert net.score_fr.bias is not None
         net.score_fr.bias -= scores.mean(dim=(0, 2, 3))

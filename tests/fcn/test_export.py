@@ -159,14 +159,50 @@ def test_labels_have_room_for_every_class(num_classes, dtype) -> None:
 @pytest.mark.parametrize("write", [to_onnx, to_torch_export])
 def test_models_of_other_images_are_refused(write) -> None:
     net = fcn.FCN("squeezenet1_1", 2, in_channels=4)
-    with pytest.raises(ValueError, match="one head, but the model sees 4 channels"):
+    with pytest.raises(ValueError, match="the model sees 4 channels"):
         write(fcn.Model(net, fcn.Classes.named("ab"), CAFFE), io.BytesIO())
 
 
-@pytest.mark.parametrize("write", [to_onnx, to_torch_export])
-def test_models_of_several_heads_are_refused(write) -> None:
-    with pytest.raises(ValueError, match=r"has the heads \{'sem': 3, 'geo': 2\}"):
-        write(two_headed_model(), io.BytesIO())
+@pytest.fixture(scope="module")
+def two_heads() -> fcn.Model:
+    return two_headed_model()
+
+
+@pytest.fixture(scope="module")
+def two_heads_onnx(two_heads) -> bytes:
+    return exported(to_onnx, two_heads, labels=True)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_head_is_an_output_of_the_onnx_file(size, two_heads, two_heads_onnx, rng) -> None:
+    images = rng.integers(0, 256, (2, 3, *size), np.uint8)
+    running = session(two_heads_onnx)
+    assert [output.name for output in running.get_outputs()] == ["labels", "labels_geo"]
+    assert [output.shape for output in running.get_outputs()] == [["batch", "height", "width"]] * 2
+    scores = expected_scores(two_heads, images)
+    for found, own in zip(
+        running.run(None, {"image": images}), np.split(scores, [3], 1), strict=True
+    ):
+        sure = clear(own)
+        assert np.array_equal(found[sure], own.argmax(axis=1)[sure])
+
+
+def test_every_head_is_an_output_of_the_program(two_heads, rng) -> None:
+    images = rng.integers(0, 256, (2, 3, 53, 70), np.uint8)
+    program = torch.export.load(io.BytesIO(exported(to_torch_export, two_heads))).module()
+    found = program(torch.from_numpy(images))
+    assert list(found) == ["scores", "scores_geo"]
+    expected = expected_scores(two_heads, images)
+    joined = torch.cat(list(found.values()), dim=1).detach().numpy()
+    np.testing.assert_allclose(joined, expected, rtol=0, atol=1e-5 * abs(expected).max())
+
+
+def test_the_card_of_an_export_names_the_classes_of_every_head(two_heads_onnx) -> None:
+    import onnx
+
+    (entry,) = onnx.load_from_string(two_heads_onnx).metadata_props
+    card = json.loads(entry.value)
+    assert [row["name"] for row in card["further_classes"]["geo"]] == ["0", "flat"]
 
 
 def test_without_the_extra_the_error_names_it(monkeypatch, squeezenet) -> None:

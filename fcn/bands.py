@@ -1,0 +1,202 @@
+"""Bands: the channels of an image beside red, green and blue, such as depth or near infrared.
+
+A band is a gray image of its own, of its image's height and width: a PNG or TIFF of 8 or 16 bits,
+or a TIFF of floats. Its values are those of the file, never scaled to 8 bits. It belongs to the
+image as people see it: an EXIF orientation of the image has been applied already.
+
+A pixel of a band that is no finite number, such as the NaN of a sensor without an echo, is not
+known. It counts as the band's mean.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fcn.errors import BandError, ImageError, ImageTooLarge, MissingBand
+from fcn.images import check_png
+from fcn.pillow import MAX_PIXELS, opened
+
+Dtype = Literal["uint8", "uint16", "float32"]
+
+EXTENSIONS = ("png", "tif", "tiff")
+"""Of the files that hold bands, in lower case."""
+
+_NAME = re.compile(r"[A-Za-z0-9]+(?:_[A-Za-z0-9]+)*")
+
+_MAX_EXACT = 2**24  # up to here float32 holds every integer
+
+
+@dataclass(frozen=True)
+class Band:
+    """A band that a network sees.
+
+    Attributes:
+        name: What the names of its folder and its column end in.
+        dtype: Of the values in its files.
+        mean: Subtracted from them, in their own units.
+        std: Divides them afterwards.
+
+    Raises:
+        ValueError: a name that none can have, or a deviation that is not above 0.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # on model cards (`fcn.checkpoint`)
+
+    name: str
+    dtype: Dtype
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        check_band_name(self.name)
+        if not (np.isfinite(self.mean) and np.isfinite(self.std) and self.std > 0):
+            raise ValueError(
+                f"band {self.name}: mean must be finite and std above 0, "
+                f"found {self.mean} and {self.std}"
+            )
+
+
+def check_band_name(name: str) -> None:
+    """Find out whether a band may have this name, which columns and folders will bear.
+
+    Raises:
+        ValueError: other signs than letters, digits and single underscores between them.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{name!r} is no name of a band: expected letters and digits, with single underscores "
+            "between them if wanted"
+        )
+
+
+def decode_band(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
+    """The values of a band, ``H x W``, uint8, uint16 or float32.
+
+    Signed integers, as elevations have them, become float32.
+
+    Args:
+        data: The bytes of a gray PNG or TIFF; of several frames the first is taken.
+        max_pixels: Limit of height x width, checked on the header before decoding.
+
+    Raises:
+        BandError: bytes that cannot be decoded, another format, colours, a palette, or integers
+            that float32 does not hold.
+        ImageTooLarge: more pixels than ``max_pixels``, than Pillow allows, or than memory holds.
+    """
+    try:
+        return _decode(data, max_pixels)
+    except (BandError, ImageTooLarge):
+        raise
+    except ImageError as error:
+        raise BandError(str(error)) from error
+
+
+def _decode(data: bytes, max_pixels: int) -> NDArray[Any]:
+    with opened(data, max_pixels) as image:
+        if image.format not in {"PNG", "TIFF"}:
+            raise BandError(f"{image.format} holds no band; expected a gray PNG or TIFF")
+        if image.format == "PNG":
+            check_png(data)
+        if image.mode not in {"L", "F"} and not image.mode.startswith("I"):
+            raise BandError(
+                f"the image is {image.mode}; expected a gray one of 8 or 16 bits, or of floats"
+            )
+        values = np.array(image)
+        if image.mode == "I" and image.format == "PNG":
+            return values.astype(np.uint16)
+    if values.dtype == np.uint8 or values.dtype.newbyteorder("=") == np.uint16:
+        return values.astype(values.dtype.newbyteorder("="), copy=False)
+    if values.dtype.kind == "i" and max(-int(values.min()), int(values.max())) > _MAX_EXACT:
+        raise BandError(
+            f"values from {values.min():,} to {values.max():,}; save integers of more than 24 bits "
+            "as floats"
+        )
+    return values.astype(np.float32, copy=False)
+
+
+def stack(
+    image: NDArray[np.uint8], values: Mapping[str, NDArray[Any]], bands: Sequence[Band]
+) -> NDArray[Any]:
+    """An image with its bands behind the colours, ``H x W x (3 + B)``.
+
+    What is not known in a band is its mean there.
+
+    Args:
+        image: RGB, ``H x W x 3``.
+        values: Of each band, by name, ``H x W``; others are passed over.
+        bands: What is asked for, in order. Without any, the image is returned as it is.
+
+    Returns:
+        uint8 if all bands are, else float32.
+
+    Raises:
+        MissingBand: a band that is not among the values.
+        BandError: a band of another size than its image, or of another dtype than it should be.
+    """
+    if not bands:
+        return image
+    whole = np.empty((*image.shape[:2], 3 + len(bands)), stacked_dtype(bands))
+    whole[:, :, :3] = image
+    for place, band in enumerate(bands, start=3):
+        if band.name not in values:
+            raise MissingBand(f"the image has no band {band.name}")
+        found = values[band.name]
+        check_size(band.name, found.shape, image.shape[:2])
+        if found.dtype != band.dtype:
+            raise BandError(f"band {band.name} holds {found.dtype}, expected {band.dtype}")
+        whole[:, :, place] = found
+    return known(whole, bands)
+
+
+def decode_stacked(
+    image: NDArray[np.uint8], files: Mapping[str, bytes | None], bands: Sequence[Band]
+) -> NDArray[Any]:
+    """`stack` of bands that are still encoded; None stands for one that is not there.
+
+    Raises:
+        MissingBand: a band that is not there.
+        BandError: a band that cannot be decoded, or does not fit.
+    """
+    values = {}
+    for band in bands:
+        data = files.get(band.name)
+        if data is not None:
+            with_name = f"band {band.name}: "
+            try:
+                values[band.name] = decode_band(data)
+            except ImageError as error:
+                raise BandError(f"{with_name}{error}") from error
+    return stack(image, values, bands)
+
+
+def stacked_dtype(bands: Sequence[Band]) -> type[np.uint8] | type[np.float32]:
+    """What an image with these bands is held in."""
+    return np.uint8 if all(band.dtype == "uint8" for band in bands) else np.float32
+
+
+def check_size(name: str, found: tuple[int, ...], image: tuple[int, ...]) -> None:
+    """Compare height and width of a band with those of its image.
+
+    Raises:
+        BandError: they differ.
+    """
+    if tuple(found) != tuple(image):
+        raise BandError(
+            f"band {name} is {found[0]} x {found[1]} (height x width), its image "
+            f"{image[0]} x {image[1]}"
+        )
+
+
+def known(pixels: NDArray[Any], bands: Sequence[Band]) -> NDArray[Any]:
+    """Pixels ``H x W x (3 + B)`` with a band's mean where its value is no finite number.
+
+    A copy, if there is such a pixel.
+    """
+    if pixels.dtype.kind != "f" or np.isfinite(pixels).all():
+        return pixels
+    means = np.array([0.0, 0.0, 0.0, *(band.mean for band in bands)], pixels.dtype)
+    return np.where(np.isfinite(pixels), pixels, means)

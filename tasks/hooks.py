@@ -3,8 +3,13 @@
 ::
 
     @flow(name="train", **HOOKS)
+
+Prefect logs that a hook begins and that it ended, for each and in every run. Of these hooks it
+does not: they have mostly nothing to do, and say themselves what they did.
 """
 
+import logging
+import re
 from typing import Any, TypedDict
 
 from prefect.flows import FlowStateHook
@@ -30,3 +35,15 @@ HOOKS: Hooks = {
     "on_failure": [notify],
     "on_crashed": [settle, notify],
 }
+
+_BEGUN_OR_ENDED = re.compile(
+    rf"(Running hook|Hook) '({settle.__name__}|{notify.__name__})' (in response|finished)"
+)
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.INFO or not _BEGUN_OR_ENDED.match(record.getMessage())
+
+
+for _name in ("prefect.engine", "prefect.flow_runs"):  # the hooks of a start, and the others
+    logging.getLogger(_name).addFilter(_is_told)

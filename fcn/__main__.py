@@ -17,7 +17,9 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
+from fcn.backends import Backend
 from fcn.checkpoint import Model, load
 from fcn.draw import jpeg_bytes, overlay
 from fcn.errors import FcnError
@@ -41,7 +43,7 @@ def _predict(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     if clash:
         parser.error(clash)
     try:
-        predictor = Predictor(model, device=options.device)
+        predictor = Predictor(model, device=options.device, backend=options.backend)
         options.out.mkdir(parents=True, exist_ok=True)
     except (FcnError, OSError, ValueError) as error:
         parser.error(str(error))
@@ -88,6 +90,12 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--model", required=True, type=Path, help="a model.safetensors")
     predict.add_argument("--out", required=True, type=Path, metavar="DIR", help="made if absent")
     predict.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (%(default)s)")
+    predict.add_argument(
+        "--backend",
+        default="auto",
+        choices=get_args(Backend),
+        help="what runs the network; auto: on a CPU the fastest that is installed (%(default)s)",
+    )
     predict.set_defaults(run=_predict)
     export = verbs.add_parser(
         "export",

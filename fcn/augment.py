@@ -35,18 +35,24 @@ class Augment:
             label: Integers ``H x W``, or ``K x H x W`` of several heads.
             generator: Source of the random numbers.
         """
+        is_image = torch.ones(image.shape[-2:], dtype=torch.bool)
         if self.crop_size:
-            image, label = self._crop(image, label, self.crop_size, generator)
+            image, label, is_image = self._crop(image, label, self.crop_size, generator)
         if self.vary:
             if _uniform(0, 1, generator) < 0.5:
-                image, label = image.flip(-1), label.flip(-1)
+                image, label, is_image = image.flip(-1), label.flip(-1), is_image.flip(-1)
             image = _vary_colours(image, generator)
+            image *= is_image  # another contrast turns the padding's black into grey
         return image, label
 
     def _crop(
         self, image: Tensor, label: Tensor, size: tuple[int, int], generator: Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Cut the window first and resize only that: pixels outside it are never computed."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Cut the window first and resize only that: pixels outside it are never computed.
+
+        Returns:
+            The crop, its label map, and where it is no padding, ``H x W``.
+        """
         scale = _uniform(*SCALES, generator) if self.vary else 1.0
         sides = list(image.shape[-2:])
         window = [min(s, max(1, round(n / scale))) for s, n in zip(sides, size, strict=True)]
@@ -64,7 +70,8 @@ class Augment:
         padding = [0, 0, size[1] - target[1], size[0] - target[0]]
         image = functional.pad(image, padding, fill=0)
         maps = functional.pad(maps, padding, fill=self.ignore_index)
-        return image, maps if label.ndim == 3 else maps[0]
+        is_image = functional.pad(torch.ones(1, *target, dtype=torch.bool), padding)[0]
+        return image, maps if label.ndim == 3 else maps[0], is_image
 
 
 def _vary_colours(image: Tensor, generator: Generator) -> Tensor:

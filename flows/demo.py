@@ -10,10 +10,11 @@ from fcn.recipes import TrainConfig
 from flows.console import hide_tracebacks, is_expected
 from flows.pipeline import pipeline
 from tasks.demo import DemoSummary, paint_scenes, publish_demo
+from tasks.hooks import HOOKS
 from tasks.predict import PredictConfig
 
 
-@flow(name="demo", flow_run_name="demo -> {url}")
+@flow(name="demo", flow_run_name="demo -> {url}", **HOOKS)
 def demo(
     url: str = "demo",
     num_train: int = 120,

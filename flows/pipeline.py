@@ -51,6 +51,21 @@ def pipeline(
 
     Returns:
         The summaries of training's evaluation and of the prediction, and where all things are.
+
+    Raises:
+        DatasetError: the source has errors or cannot be understood; or another dataset is at
+            work_url already.
+        RunError: another training is there.
+        CheckpointError: init names weights that do not fit.
+        ImageError, LabelError: a training sample that cannot be used, by its key.
+        TrainingError: the loss or its gradient is not finite.
+        RankError: one of several training processes ended by itself, or was killed.
+        BackendError: a backend that is not installed, or not for this device or precision.
+        DeviceError: a device this machine does not have.
+        FanOutError: shards cannot be segmented where they should be.
+        GpuLimitError: the worker names a limit of its GPU that the server does not have.
+        PredictError: shards failed, or too many images; what is done is kept.
+        StoreError: something cannot be read or written; a collection without images.
     """
     settings = (ingest_config, train_config, evaluate_config, predict_config)
     start_run(source_url, collection_url, work_url, classes, *settings)

@@ -112,8 +112,8 @@ def find_deployment(name: str) -> DeploymentResponse:
             server = PREFECT_API_URL.value()
             where = stores.redact(server) if server else "the server of this process alone"
             raise FanOutError(
-                f"no deployment {name!r} on {where}; register it: prefect --no-prompt deploy "
-                f"--prefect-file deployments/prefect.yaml --name {name.partition('/')[2]}"
+                f"no deployment {name!r} on {where}; `python deployments/set_up.py` registers "
+                "those of deployments/prefect.yaml, see deployments/README.md"
                 + ("" if server else ", with PREFECT_API_URL set to a server that workers reach")
             ) from error
     if not found.work_pool_name:
@@ -137,6 +137,9 @@ def segment(
         partitions: What there is to do.
         model_url: The model, the same.
         config: Settings, fit for other machines; see `tasks.fan_out.for_others`.
+
+    Raises:
+        FanOutError: there is no such deployment, or it has no work pool.
     """
     with get_client(sync_client=True) as client:
         server = _Server(client, find_deployment(config.deployment), get_run_logger())

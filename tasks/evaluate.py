@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fcn import evaluate as scoring
 from fcn.averaging import AveragedPredictor
-from fcn.backends import Backend
+from fcn.backends import Backend, RunsOn
 from fcn.checkpoint import Model, load
 from fcn.device import Precision
 from fcn.errors import BackendError, CheckpointError
@@ -78,6 +78,7 @@ class Evaluation:
         model_url: where it is.
         model_digest: SHA-256 of the model's file.
         config: how it was looked at.
+        backend: what ran the network.
     """
 
     split: str
@@ -89,6 +90,7 @@ class Evaluation:
     model_url: str
     model_digest: str
     config: EvaluateConfig
+    backend: RunsOn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +212,7 @@ def score_split(
         model_url=model_url,
         model_digest=hashlib.sha256(data).hexdigest(),
         config=config,
+        backend=predictor.backend if isinstance(predictor, Predictor) else "torch",
     )
 
 
@@ -415,6 +418,7 @@ def _facts(evaluation: Evaluation, info: DatasetInfo) -> dict[str, Mapping[str, 
     return {
         "Model": {"file digest": evaluation.model_digest, **facts.get("versions", {})},
         "Evaluation": {
+            "backend": evaluation.backend,
             "mirror image too": "yes" if evaluation.config.flip else "no",
             "scales": ", ".join(f"{scale:g}" for scale in evaluation.config.scales),
         },

@@ -3,8 +3,13 @@
 ::
 
     @flow(name="train", **HOOKS)
+
+Prefect logs that a hook begins and that it ended, for each and in every run. Of these hooks it
+does not: they have mostly nothing to do, and say themselves what they did.
 """
 
+import logging
+import re
 from typing import Any, TypedDict
 
 from prefect.flows import FlowStateHook
@@ -32,3 +37,15 @@ HOOKS: Hooks = {
     "on_crashed": [settle, notify],
     "on_cancellation": [settle],  # the worker runs it, when the processes are gone
 }
+
+_BEGUN_OR_ENDED = re.compile(
+    rf"(Running hook|Hook) '({settle.__name__}|{notify.__name__})' (in response|finished)"
+)
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.INFO or not _BEGUN_OR_ENDED.match(record.getMessage())
+
+
+for _name in ("prefect.engine", "prefect.flow_runs"):  # the hooks of a start, and the others
+    logging.getLogger(_name).addFilter(_is_told)

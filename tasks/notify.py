@@ -48,6 +48,7 @@ def notify(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     try:
         if url := _webhook_url():
             _post(url, summary(flow, flow_run, state))
+            flow_run_logger(flow_run, flow).info("the webhook was told")
     except Exception as error:  # noqa: BLE001 - the run has ended as it has
         # Not the error's text, which may hold the URL; the code is that of an HTTP answer.
         flow_run_logger(flow_run, flow).warning(

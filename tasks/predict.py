@@ -46,7 +46,12 @@ NUM_FAILURES = 20
 def plan_prediction(
     collection_url: str, model_url: str, output_url: str, config: PredictConfig
 ) -> Plan:
-    """Find out what there is to do; see `tasks.plan.plan_run`."""
+    """Find out what there is to do; see `tasks.plan.plan_run`.
+
+    Raises:
+        StoreError, CheckpointError, BackendError, DeviceError: see there.
+        FanOutError: shards cannot be segmented where they should be.
+    """
     start = time.monotonic()
     fan_out.require(config, collection_url, model_url, output_url)
     if config.fan_out == "work-pool":

@@ -55,6 +55,14 @@ def test_small_images_are_padded_with_the_ignored_label() -> None:
     assert not image[:, 4:].any()
 
 
+def test_padding_stays_black_whatever_the_colours() -> None:
+    image, label = torch.full((3, 4, 5), 200, dtype=torch.uint8), torch.ones(4, 5).long()
+    for seed in range(20):
+        out, out_label = Augment((12, 14), 255, vary=True)(image, label, drawn(seed))
+        assert out[:, out_label == 255].eq(0).all()
+        assert out[:, out_label == 1].gt(0).all()
+
+
 def test_the_same_generator_gives_the_same_pair() -> None:
     augment = Augment((20, 20), 255, vary=True)
     one, two, other = (augment(*pair(40, 50), drawn(seed)) for seed in (3, 3, 4))

@@ -50,6 +50,19 @@ def test_mask_and_overlay_have_the_size_of_the_image(photo, model_path, tmp_path
     assert str(out / "photo.png") in capsys.readouterr().out
 
 
+def test_a_backend_is_taken_by_its_name(photo, model_path, tmp_path, capsys):
+    command = ["predict", str(photo), "--model", str(model_path), "--out", str(tmp_path / "out")]
+    assert main([*command, "--backend", "torch"]) == 0
+    (label,) = fcn.Predictor(fcn.load(model_path), backend="torch")([pixels(photo)])
+    with Image.open(tmp_path / "out" / "photo.png") as mask:
+        np.testing.assert_array_equal(np.asarray(mask), label)
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--backend", "openvino", "--device", "cuda"])
+    with pytest.raises(SystemExit, match="2"):
+        main([*command, "--backend", "tensorflow"])
+    assert "invalid choice: 'tensorflow'" in capsys.readouterr().err
+
+
 def test_a_bad_image_is_reported_and_the_others_go_on(photo, model_path, tmp_path, capsys):
     bad = tmp_path / "bad.jpg"
     bad.write_bytes(photo.read_bytes()[:300])

@@ -179,7 +179,8 @@ def test_deployment_that_is_not_there_is_told_before_planning(
 ) -> None:
     config = PredictConfig(fan_out="work-pool", deployment="predict-partition/typo")
     with pytest.raises(
-        FanOutError, match=r"no deployment 'predict-partition/typo' on .*--name typo"
+        FanOutError,
+        match=r"no deployment 'predict-partition/typo' on .*; `python deployments/set_up\.py` reg",
     ):
         predict(*given, str(tmp_path / "out"), config)
     assert not (tmp_path / "out").exists()

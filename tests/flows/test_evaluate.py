@@ -8,6 +8,7 @@ import pytest
 
 import fcn
 from fcn.averaging import AveragedPredictor
+from fcn.backends import find_backend
 from fcn.evaluate import score_samples, score_split
 from fcn.predict import Predictor
 from flows.evaluate import EvaluateConfig, evaluate
@@ -62,6 +63,9 @@ def test_several_looks_at_each_image_are_a_setting(place: Path) -> None:
     page = Path(summary.report_url).read_text()
     assert "<dd>0.75, 1</dd>" in page
     assert "<dt>mirror image too</dt><dd>yes</dd>" in page
+    assert "<dt>backend</dt><dd>torch</dd>" in page
+    backend = find_backend("auto")[0]
+    assert f"<dt>backend</dt><dd>{backend}</dd>" in Path(once.report_url).read_text()
 
 
 @pytest.mark.parametrize("scales", [(), (0.0,), (1.0, 9.0)])

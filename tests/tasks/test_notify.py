@@ -81,7 +81,9 @@ def test_a_crashed_run_is_told(receiver):
     assert [told["state"] for told in receiver.bodies] == ["Crashed"]
 
 
-def test_a_run_within_another_is_not_told(receiver):
+def test_a_run_within_another_is_not_told(receiver, caplog):
+    caplog.set_level(logging.INFO)
+
     @flow(name="inner", **HOOKS)
     def inner() -> None:
         pass
@@ -92,6 +94,7 @@ def test_a_run_within_another_is_not_told(receiver):
 
     outer()
     assert [told["flow"] for told in receiver.bodies] == ["outer"]
+    assert caplog.messages.count("the webhook was told") == 1
 
 
 def test_the_url_may_stand_in_a_secret_block(receiver, monkeypatch):

@@ -117,9 +117,13 @@ def base_job_template(arguments: argparse.Namespace) -> dict[str, Any]:
 def wait_for(client: SyncPrefectClient, server: str) -> None:
     """Returns when the server answers: it may have been started just now."""
     end = time.monotonic() + PATIENCE
+    told = False
     while error := client.api_healthcheck():
         if time.monotonic() > end:
             fail(f"{server} does not answer: {error}")
+        if not told:
+            print(f"waiting for it, {PATIENCE:.0f} s at most: {error}", flush=True)
+            told = True
         time.sleep(1)
 
 

@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -24,6 +24,9 @@ PORT = os.environ.get("PORT", "4200")
 ADDRESS = f"http://127.0.0.1:{PORT}"
 POOL = "fcn"
 GPU = "gpu:here"
+LEAVE = 15.0
+"""Seconds that worker and server each have to end: more than worker.py ever takes."""
+
 ENVIRONMENT = os.environ | {
     "DO_NOT_TRACK": "1",
     "FCN_GPU_LIMIT": GPU,  # runs that find a GPU take turns
@@ -43,10 +46,11 @@ def main() -> None:
     HOME.mkdir(parents=True, exist_ok=True)
     log_path = HOME / "server.log"
     print(f"Starting the Prefect server; its log is {log_path}", flush=True)
-    with log_path.open("w") as log, child("server", "start", stdout=log, stderr=log) as server:
+    server_start = ("-m", "prefect", "server", "start")
+    with log_path.open("w") as log, child(*server_start, stdout=log, stderr=log) as server:
         wait_until_healthy(server, log_path)
         set_up()
-        with child("worker", "start", "--pool", POOL) as worker:
+        with child("deployments/worker.py", "--pool", POOL) as worker:
             print(f"\nOpen {ADDRESS} - Ctrl-C stops the server, the worker and its runs.")
             print("To see the runs of another shell there, type in it:")
             print(f"  export PREFECT_API_URL={ADDRESS}/api\n", flush=True)
@@ -95,12 +99,12 @@ def set_up() -> None:
 def child(
     *arguments: str, stdout: IO[Any] | None = None, stderr: IO[Any] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A Prefect command that runs beside this one and ends with it.
+    """A Python command that runs beside this one and ends with it.
 
     It has a session of its own: a Ctrl-C reaches it from here, once, in the right order.
     """
     running = subprocess.Popen(
-        command(*arguments),
+        [sys.executable, *arguments],
         cwd=ROOT,
         env=ENVIRONMENT,
         stdout=stdout,
@@ -115,39 +119,19 @@ def child(
 
 
 def stop(running: subprocess.Popen[bytes]) -> None:
-    """Stops a command, its flow runs first: they tell the server that they were stopped."""
-    for pid in children(running.pid):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-    for _ in range(100):
-        if not children(running.pid):
-            break
-        time.sleep(0.1)
+    """Stops a command and waits for it; a worker ends its flow runs and reports them first."""
     running.terminate()
     try:
-        running.wait(10)
+        running.wait(LEAVE)
     except subprocess.TimeoutExpired:
         running.kill()
-
-
-def children(parent: int) -> list[int]:
-    """The processes that `parent` has started."""
-    table = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True
-    )
-    rows = (map(int, line.split()) for line in table.stdout.splitlines())
-    return [pid for pid, ppid in rows if ppid == parent]
+        running.wait()
 
 
 def end_with_parent() -> None:
     """Asks Linux for SIGTERM when the parent dies, even by SIGKILL."""
     pr_set_pdeathsig = 1  # <sys/prctl.h>
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
-
-
-def command(*arguments: str) -> list[str]:
-    """A Prefect command of this environment."""
-    return [sys.executable, "-m", "prefect", *arguments]
 
 
 def fail(reason: str) -> NoReturn:

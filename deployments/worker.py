@@ -4,14 +4,19 @@
 showing these as running. This script starts it, with the options it is given, and on SIGTERM
 or Ctrl-C stops the flow runs first, while there is a worker to report them: each is marked
 crashed. It takes less than the ten seconds that ``docker stop`` gives.
+
+A worker that is started before its server, as after a power cut, waits for it and says so.
 """
 
 import ctypes
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -21,11 +26,18 @@ GRACE = 4.0
 REPORT = 3.0
 """Seconds that a worker has to report its last flow run, before it must end as well."""
 
+LEAVE = 2.0
+"""Seconds that a worker without a flow run has to end."""
+
+TELL = 60.0
+"""Seconds between two lines about a server that does not answer."""
+
 
 def main(options: list[str]) -> int:
     """Runs a worker until it ends or this process is told to; returns the exit status."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
+    wait_for_server(os.environ.get("PREFECT_API_URL"))
     command = [sys.executable, "-m", "prefect", "worker", "start", *options]
     # A session of its own: a Ctrl-C reaches it from here, once, in the right order.
     worker = subprocess.Popen(
@@ -41,18 +53,47 @@ def main(options: list[str]) -> int:
 
 def stop(worker: "subprocess.Popen[bytes]") -> None:
     """Stops a worker, its flow runs first: the server hears of each that it was stopped."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for pid in children(worker.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
-        wait_until(lambda: not children(worker.pid), GRACE)
-    # A worker that knows of the end of its last flow run tells the server, and hooks.
-    wait_until(lambda: worker.poll() is not None, REPORT)
+    if children(worker.pid):
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for pid in children(worker.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
+            wait_until(lambda: not children(worker.pid), GRACE)
+        # A worker that knows of the end of its last flow run tells the server, and hooks.
+        wait_until(lambda: worker.poll() is not None, REPORT)
     worker.terminate()
     try:
-        worker.wait(GRACE)
+        worker.wait(LEAVE)
     except subprocess.TimeoutExpired:
         worker.kill()
+        worker.wait()
+
+
+def wait_for_server(url: str | None) -> None:
+    """Returns when the server answers, or at once where only a profile names it."""
+    start = time.monotonic()
+    told = -math.inf
+    while url and (reason := no_answer(f"{url}/health")):
+        if time.monotonic() - told >= TELL:
+            told = time.monotonic()
+            print(
+                f"waiting for the Prefect server at {url} for {told - start:.0f} s: {reason}; "
+                "start it there (prefect server start), or correct PREFECT_API_URL",
+                file=sys.stderr,
+                flush=True,
+            )
+        time.sleep(1)
+
+
+def no_answer(url: str) -> str | None:
+    """Why nobody answers there; None if somebody does, whatever they say."""
+    try:
+        urllib.request.urlopen(url, timeout=5).close()
+    except (urllib.error.HTTPError, ValueError):  # a URL that is none is the worker's to tell
+        return None
+    except OSError as error:
+        return str(error)
+    return None
 
 
 def wait_until(there: Callable[[], bool], seconds: float) -> None:

@@ -99,6 +99,7 @@ def run_flow(flow: "Flow[..., Any]", options: Sequence[str]) -> int:
         UsageError: an unknown option, a missing or a wrong value.
     """
     from flows.console import hide_tracebacks, is_expected, summary_lines
+    from tasks.server_wait import wait_for_server
 
     try:
         parameters = parse(flow, options)
@@ -107,6 +108,7 @@ def run_flow(flow: "Flow[..., Any]", options: Sequence[str]) -> int:
     _require_no_credentials(parameters)
     hide_tracebacks()
     try:
+        wait_for_server()
         result = flow(**parameters)
     except Exception as error:
         if not is_expected(error):

@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel
 
 from tasks import stores
+from tasks.server_wait import tell_waiting
 
 PLAIN_LOGGERS = ("fcn", "tasks")
 """Loggers of the modules that know nothing of Prefect."""
@@ -25,8 +26,9 @@ _begun = ""  # ID of the flow run that this process began last
 def start_run(*parameters: Any) -> None:
     """Begin a flow run that was given these parameters.
 
-    From now on what modules of `fcn` and `tasks` log, in whichever thread, are lines of this
-    run; and no line, nor a traceback below it, shows the credentials of a URL.
+    From now on a wait for the Prefect server is told; what modules of `fcn` and `tasks` log, in
+    whichever thread, are lines of this run; and no line, nor a traceback below it, shows the
+    credentials of a URL.
 
     Raises:
         StoreError: a URL among the parameters, or in a field of one, holds a user name, a
@@ -35,6 +37,7 @@ def start_run(*parameters: Any) -> None:
     global _begun  # noqa: PLW0603 - threads of plain modules know of no run
     _begun = flow_run.id or ""
     _listen()
+    tell_waiting()
     stores.require_no_credentials(*texts_of(parameters))
 
 

@@ -3,6 +3,8 @@
 import importlib
 import importlib.util
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -247,3 +249,30 @@ def test_a_taken_port_is_named_before_anything_starts(tmp_path):
     assert run.stderr.startswith(f"error: port {port} cannot be used (")
     assert run.stderr.endswith("choose another: make ui PORT=4300\n")
     assert not (tmp_path / "home").exists()
+
+
+def test_a_worker_whose_server_is_away_says_what_it_waits_for_and_ends_when_told(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/api"
+        worker = subprocess.Popen(
+            [sys.executable, "deployments/worker.py", "--pool", "fcn"],
+            cwd=ROOT,
+            env=os.environ | {"PREFECT_API_URL": url, "PREFECT_HOME": str(tmp_path)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            line = worker.stderr.readline()
+            worker.send_signal(signal.SIGTERM)
+            rest = worker.communicate(timeout=10)[1]
+        finally:
+            worker.kill()
+            worker.wait()
+    assert re.fullmatch(
+        rf"waiting for the Prefect server at {url} for 0 s: .*refused.*; start it there "
+        r"\(prefect server start\), or correct PREFECT_API_URL\n",
+        line,
+    )
+    assert rest == ""
+    assert worker.returncode == 128 + signal.SIGTERM

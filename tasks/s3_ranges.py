@@ -21,7 +21,8 @@ CREDENTIALS_SECONDS = 60
 
 _KNOWN = {"use_listings_cache", "endpoint_url", "key", "secret", "token", "anon", "config_kwargs"}
 _KNOWN_CLIENT = {"read_timeout", "connect_timeout", "retries"}
-_PATIENCE = 60  # seconds: botocore's own, where no other is set
+_PATIENCE = 60  # seconds to connect, and between reads: botocore's own, where no other is set
+_ENDLESS = timedelta(days=1)  # botocore has no limit for a whole answer; obstore's own is 30 s
 
 
 def read_ranges(
@@ -87,13 +88,21 @@ def _store(fs: Any, bucket: str) -> Any:
 
     place = fs.s3.meta
     client = fs.storage_options.get("config_kwargs", {})
-    seconds = client.get("read_timeout", _PATIENCE)
+    connect, read = (
+        timedelta(seconds=client.get(name, _PATIENCE))
+        for name in ("connect_timeout", "read_timeout")
+    )
     unsigned = {"skip_signature": True} if fs.anon else {"credential_provider": _credentials(fs)}
     return S3Store(
         bucket,
         endpoint=place.endpoint_url,
         region=place.region_name,
-        client_options={"allow_http": True, "timeout": timedelta(seconds=seconds)},
+        client_options={
+            "allow_http": True,
+            "connect_timeout": connect,
+            "read_timeout": read,
+            "timeout": _ENDLESS,
+        },
         retry_config={"max_retries": 0},  # s3fs tries again
         **unsigned,
     )

@@ -1,6 +1,8 @@
 """What obstore reads of S3 is what s3fs reads: the same bytes, and the same reasons for none."""
 
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -102,10 +104,18 @@ def rows_of(entries: list[Entry], bucket: str) -> bytes:
 
 
 class Store(ThreadingHTTPServer):
-    """An S3 store that gives every object as "bytes"; notes who asked, with what credentials."""
+    """An S3 store that gives every object as "bytes"; notes who asked, with what credentials.
+
+    Attributes:
+        asked: whether s3fs asked, the key of the credentials, and their token.
+        pause: seconds before each byte.
+        status: of every answer.
+    """
 
     def __init__(self) -> None:
         self.asked: list[tuple[bool, str, str | None]] = []
+        self.pause = 0.0
+        self.status = 206
         super().__init__(("127.0.0.1", 0), _Call)
 
 
@@ -117,13 +127,15 @@ class _Call(BaseHTTPRequestHandler):
         key = signature.partition("Credential=")[2].partition("/")[0]
         by_s3fs = "boto" in (self.headers.get("User-Agent") or "").lower()
         self.server.asked.append((by_s3fs, key, self.headers.get("x-amz-security-token")))
-        self.send_response(206)
+        self.send_response(self.server.status)
         self.send_header("Content-Length", "5")
         self.send_header("Content-Range", "bytes 0-4/5")
         self.send_header("ETag", '"x"')
         self.send_header("Last-Modified", "Wed, 21 Oct 2015 07:28:00 GMT")
         self.end_headers()
-        self.wfile.write(b"bytes")
+        for number in b"bytes":
+            time.sleep(self.server.pause)
+            self.wfile.write(bytes([number]))
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -192,6 +204,48 @@ def test_a_store_without_credentials_is_told_by_s3fs(
     [found] = read_objects([Entry(key="a", url="s3://bucket/a", size=5, etag="")])
     assert "Unable to locate credentials" in str(found)
     assert store.asked == []
+
+
+def configure(monkeypatch: pytest.MonkeyPatch, port: int, **client: float) -> None:
+    settings = {"endpoint_url": f"http://127.0.0.1:{port}", "config_kwargs": client}
+    monkeypatch.setitem(fsspec.config.conf, "s3", settings)
+
+
+def test_patience_is_for_each_read_as_with_s3fs(
+    store: Store, is_installed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Five reads of 0.3 s each are more than a second, and none of them is."""
+    configure(monkeypatch, store.server_port, read_timeout=1)
+    store.pause = 0.3
+    assert read_objects([Entry(key="a", url="s3://bucket/a", size=5, etag="")]) == [b"bytes"]
+    assert [by_s3fs for by_s3fs, *_ in store.asked] == [not is_installed]
+
+
+def test_patience_ends_and_nothing_is_asked_twice(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(monkeypatch, store.server_port, read_timeout=0.2)
+    store.pause = 0.6
+    assert direct("s3://bucket", ["a"]) == [None]
+    configure(monkeypatch, store.server_port, read_timeout=5)
+    store.status, store.pause = 503, 0
+    assert direct("s3://bucket", ["b"]) == [None]
+    assert len(store.asked) == 2
+
+
+def test_patience_for_a_connection_is_that_of_s3fs(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)  # connections that nobody accepts wait; there is room for one
+        for waiting in (first, second):
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        configure(monkeypatch, full.getsockname()[1], connect_timeout=0.5)
+        start = time.monotonic()
+        assert direct("s3://bucket", ["a"]) == [None]
+        assert 0.4 < time.monotonic() - start < 4
 
 
 def test_other_stores_are_left_alone(tmp_path: Path) -> None:

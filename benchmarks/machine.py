@@ -2,6 +2,8 @@
 
 import os
 import platform
+import shlex
+import sys
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +19,13 @@ def describe() -> str:
         f"{_processor()}, {os.cpu_count()} cores, {pages * size / 2**30:.0f} GiB, no GPU.\n"
         f"Python {platform.python_version()}, {versions}."
     )
+
+
+def command(name: str) -> str:
+    """The line of a page that tells how it was made, wherever it was written to."""
+    given = iter(sys.argv[1:])
+    words = [word for word in given if word != "--page" or not next(given)]
+    return f"Command: `{shlex.join(['python', '-m', f'benchmarks.{name}', *words])}`"
 
 
 def children(text: str) -> Iterator[Path]:

@@ -11,27 +11,26 @@ The same JPEGs of 500 x 375 and, but for torchvision's, the same weights, in tur
   ``backend="auto"`` takes and by PyTorch.
 - **plain loop**: what a good engineer would write in an hour: fsspec, Pillow, a float tensor,
   the network in eager PyTorch, argmax, a PNG by Pillow, one object per mask.
-- **Ray Data**: ``read_images``, ``map_batches`` with one actor that holds the network,
-  ``write_parquet`` with a PNG per row. Its rate is that between the first image's end in the
-  actor and the last one's: neither starting cluster and actor nor the last write counts.
+- **Ray Data**: ``read_images``, ``map_batches`` with an actor a core, which holds the network and
+  gives it one thread, ``write_parquet`` with a PNG per row. Its rate is that between the first
+  image's end in an actor and the last one's: neither starting cluster and actors nor the last
+  write counts.
 - **torchvision fcn_resnet50** in the plain loop: another, dilated network, for orientation.
 
-The S3 endpoint is moto's server behind a proxy that holds back every call for 25 ms; both take
-processor time from the two cores, most from whoever makes most calls. Writes
-``docs/benchmarks/rivals.md``.
+The S3 endpoint (`benchmarks.s3`) answers after 25 ms and takes a little processor time from the
+same cores. Writes ``docs/benchmarks/rivals.md``.
 """
 
 import argparse
 import io
 import logging
 import os
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -47,31 +46,29 @@ from torch import nn
 from torchvision.models.segmentation import fcn_resnet50
 
 import fcn
-from benchmarks.latency import delayed
-from benchmarks.machine import describe
+from benchmarks.machine import command, describe
 from benchmarks.prediction import (
     NUM_CLASSES,
     bare,
-    bucket,
     photograph,
     planned,
     predictor,
     ready_tensors,
+    seconds_of,
     spread,
 )
+from benchmarks.s3 import bucket
 from fcn.classes import voc_palette
+from fcn.images import decode_image
 from fcn.input import TORCHVISION
 from tasks import stores
-from tasks.engine import NETWORK
+from tasks.engine import CORES
 from tasks.predict_config import PredictConfig
 from tasks.shards import write_part_with
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "rivals.md"
-IMAGES = {"squeezenet1_1": 96, "vgg16": 8}
+IMAGES = {"squeezenet1_1": 64, "vgg16": 4}
 """FCN-8s on these, and images of a round."""
-
-LATENCY = 0.025
-"""Seconds that every call of the S3 endpoint waits."""
 
 PALETTE = [value for colour in voc_palette(NUM_CLASSES) for value in colour]
 
@@ -133,8 +130,8 @@ def segment(net: Net, pixels: np.ndarray) -> list[bytes]:
 class Segmenter:
     """Ray's actor: holds the network."""
 
-    def __init__(self, net: nn.Module, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
+    def __init__(self, net: nn.Module) -> None:
+        torch.set_num_threads(1)
         self.net = net.eval()
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -150,10 +147,10 @@ def ray_data(net: nn.Module, work: Round) -> float:
     )
     masks = images.map_batches(
         Segmenter,
-        fn_constructor_args=(net, os.cpu_count()),
+        fn_constructor_args=(net,),
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=1),
-        num_cpus=1,
+        compute=ray.data.ActorPoolStrategy(size=os.cpu_count()),
+        num_cpus=0.5,  # Ray's own count: the other half is for its reading and writing
     )
     store, root = _arrow_store(f"{work.out}-ray")
     masks.write_parquet(root, filesystem=store)
@@ -182,11 +179,14 @@ def contenders(
     trunk: str, tensors: Sequence[torch.Tensor]
 ) -> Mapping[str, Callable[[Round], float]]:
     """What takes its turn, by name."""
-    plain = predictor(trunk)
-    net = plain.net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    plain, net = predictor(trunk), predictor(trunk).net
+    net.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    fastest = fcn.Predictor(plain.model, device="cpu", backend="auto")
+    each = [partial(bare, plain, [tensor]) for tensor in tensors]
     found: dict[str, Callable[[Round], float]] = {
-        "bare network": lambda _: NETWORK.submit(bare, plain, tensors).result()[0],
-        "fcn-flows": lambda work: fcn_flows(plain, work),
+        "bare network": lambda _: seconds_of(each, CORES.on_one)[0],
+        f"fcn-flows, auto ({fastest.backend})": lambda work: fcn_flows(fastest, work),
+        "fcn-flows, torch": lambda work: fcn_flows(plain, work),
         "plain loop": lambda work: plain_loop(net, work),
     }
     if trunk != "vgg16":
@@ -200,25 +200,27 @@ def contenders(
 
 
 def _fewer(work: Round) -> Round:
-    """An eighth of a round, for a network that is ten times slower."""
-    fewer = Round(work.place, 0, work.keys[: len(work.keys) // 8])
+    """A twelfth of a round, for a network that is ten times slower."""
+    fewer = Round(work.place, 0, work.keys[: -(-len(work.keys) // 12)])
     fewer.out = f"{work.out}-resnet50"
     return fewer
 
 
-def measure(trunk: str, place: str, rounds: int) -> dict[str, np.ndarray]:
+def measure(trunk: str, place: str, rounds: int, num_images: int) -> dict[str, np.ndarray]:
     """Images a second of each contender, round by round; the first round is not counted."""
     rng = np.random.default_rng(0)
-    files = [photograph(rng) for _ in range(IMAGES[trunk])]
+    files = [photograph(rng) for _ in range(num_images)]
     keys = [f"{index:04}.jpg" for index in range(len(files))]
     place = f"{place}/{trunk}"
     for key, data in zip(keys, files, strict=True):
         stores.write_bytes(f"{place}/images/{key}", data)
-    turns = contenders(trunk, ready_tensors(files))
+    turns = contenders(trunk, ready_tensors([decode_image(data).pixels for data in files]))
     rates: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(rounds + 1):
         for name, turn in turns.items():
-            rate = len(keys) / turn(Round(place, number, keys))
+            work = Round(place, number, keys)
+            work.out += f"-{list(turns).index(name)}"
+            rate = len(keys) / turn(work)
             if number:
                 rates[name].append(rate)
                 print(f"{trunk} {name}: {rate:.2f} images/s", flush=True)
@@ -227,53 +229,49 @@ def measure(trunk: str, place: str, rounds: int) -> dict[str, np.ndarray]:
 
 def rows(trunk: str, store: str, rates: Mapping[str, np.ndarray]) -> Iterator[str]:
     """Lines of the table."""
-    ours, top = rates["fcn-flows"], rates["bare network"]
+    top = rates["bare network"]
+    auto, torch_ = (values for name, values in rates.items() if name.startswith("fcn-flows"))
     for name, values in rates.items():
-        of_bare = spread(100 * values / top)
-        ratio = "" if name in ("fcn-flows", "bare network") else spread(ours / values, 2)
-        yield f"| {trunk} | {store} | {name} | {spread(values, 2)} | {of_bare} | {ratio} |"
+        cells = [trunk, store, name, spread(values, 2), spread(100 * values / top)]
+        others = not name.startswith(("fcn-flows", "bare"))
+        cells += [spread(ours / values, 2) if others else "" for ours in (auto, torch_)]
+        yield f"| {' | '.join(cells)} |"
 
 
 HEAD = """# Prediction, end to end, beside what else one would use
 
-FCN-8s, 21 classes, JPEGs of 500 x 375, two cores. Images a second, their share of the bare
-network's rate, and how many times faster fcn-flows is: medians of rounds in turn, with the
-smallest and the largest. What each contender does is told in `benchmarks/rivals.py`; torchvision's
-network is another one.
+FCN-8s, 21 classes, JPEGs of 500 x 375, on files of the same machine and on an S3 endpoint that
+answers after 25 ms. Images a second, their share of the bare network's rate (PyTorch, an image
+a core), and how many times faster fcn-flows is with either backend: medians of rounds in turn,
+with the smallest and the largest. What each contender does is told in `benchmarks/rivals.py`;
+torchvision's network is another one.
 
-| trunk | store | what | images/s | of the bare network, % | fcn-flows is faster by |
-|---|---|---|---|---|---|"""
-
-
-@contextmanager
-def slow_bucket() -> Iterator[str]:
-    """A bucket whose every call takes `LATENCY` longer."""
-    with bucket() as place, delayed(os.environ["AWS_ENDPOINT_URL"], LATENCY) as endpoint:
-        os.environ["AWS_ENDPOINT_URL"] = endpoint
-        yield place
+| trunk | store | what | images/s | of the bare network, % | auto is faster by | torch by |
+|---|---|---|---|---|---|---|"""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--trunks", nargs="+", default=list(IMAGES), choices=list(IMAGES))
     parser.add_argument("--stores", nargs="+", default=["local", "S3"], choices=["local", "S3"])
-    parser.add_argument("--dry", action="store_true", help="print the page, do not write it")
+    parser.add_argument("--images", type=int, help="of a round, of every network")
+    parser.add_argument("--page", type=Path, default=PAGE, help="where the page is written")
     args = parser.parse_args()
     lines = []
     ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
-    with tempfile.TemporaryDirectory() as folder, slow_bucket() as s3:
+    with tempfile.TemporaryDirectory() as folder, bucket() as s3:
         for store in args.stores:
             for trunk in args.trunks:
-                rates = measure(trunk, folder if store == "local" else s3, args.rounds)
+                place, num_images = folder if store == "local" else s3, args.images or IMAGES[trunk]
+                rates = measure(trunk, place, args.rounds, num_images)
                 lines += rows(trunk, store, rates)
     ray.shutdown()
-    command = f"Command: `python -m benchmarks.rivals {shlex.join(sys.argv[1:])}`"
-    text = "\n".join([HEAD, *lines, "", command, "", describe(), f"ray {ray.__version__}.", ""])
-    if not args.dry:
-        PAGE.write_text(text, encoding="utf-8")
+    versions = f"{describe()}\nray {ray.__version__}, openvino {version('openvino')}."
+    text = "\n".join([HEAD, *lines, "", command("rivals"), "", versions, ""])
+    args.page.write_text(text, encoding="utf-8")
     print(text)
 
 

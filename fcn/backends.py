@@ -8,6 +8,7 @@ so labels are the same but for ties.
 Models that compute with integers (`fcn.quantise`) run here only.
 """
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -74,15 +75,39 @@ def find_backend(
 def make_runtime(model: Model, backend: RunsOn) -> Runtime:
     """A model made ready for a runtime other than torch.
 
-    Memory holds the weights once more, in the runtime's own order, and for a moment as a file.
+    It may be called from several threads at once. From a thread to which torch gives one core
+    (`torch.get_num_threads`) it takes one core, beside what other such threads ask; from
+    another it takes all that torch has there. It is made now for the thread that makes it,
+    and for the other kind when such a thread first calls; scores are the same bits.
+
+    Memory holds the weights once more for each kind, in the runtime's own order, and for a moment
+    as a file.
 
     Raises:
         BackendError: the runtime refuses the network.
         ValueError: a layer that no trunk of `fcn.trunks` has.
     """
+    made: dict[bool, Runtime] = {}
+    making = threading.Lock()
+
+    def find() -> Runtime:
+        on_one = torch.get_num_threads() == 1
+        with making:
+            if on_one not in made:
+                made[on_one] = _make(model, backend, on_one=on_one)
+            return made[on_one]
+
+    def run(pixels: np.ndarray) -> list[Tensor]:
+        return find()(pixels)
+
+    find()
+    return run
+
+
+def _make(model: Model, backend: RunsOn, *, on_one: bool) -> Runtime:
     data = to_layers(model)
     try:
-        return _openvino(data) if backend == "openvino" else _onnxruntime(data)
+        return _openvino(data, on_one) if backend == "openvino" else _onnxruntime(data)
     except (RuntimeError, ImportError) as error:
         raise BackendError(f"{backend} cannot run {model.net.backbone}: {error}") from error
 
@@ -91,7 +116,7 @@ def _missing(backend: str) -> list[str]:
     return [name for name in (backend, "onnx") if find_spec(name) is None]
 
 
-def _openvino(data: bytes) -> Runtime:
+def _openvino(data: bytes, on_one: bool) -> Runtime:
     # Importing openvino reports the use to its makers over the network, unless this is absent.
     telemetry = sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino  # type: ignore[import-untyped]  # noqa: PLC0415
@@ -99,18 +124,20 @@ def _openvino(data: bytes) -> Runtime:
     if telemetry is None:
         del sys.modules["openvino_telemetry"]
     core = openvino.Core()
+    cores = os.cpu_count() or 1
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the processor has it
-        "PERFORMANCE_HINT": "LATENCY",  # one image at a time, over all threads
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "NUM_STREAMS": cores if on_one else 1,  # images at once
+        "INFERENCE_NUM_THREADS": cores if on_one else torch.get_num_threads(),
         "ENABLE_CPU_PINNING": False,  # cores are shared with decoding
     }
-    request = core.compile_model(core.read_model(data, b""), "CPU", settings).create_infer_request()
-    lock = threading.Lock()
+    compiled = core.compile_model(core.read_model(data, b""), "CPU", settings)
+    of_thread = threading.local()
 
     def run(pixels: np.ndarray) -> list[Tensor]:
-        with lock:  # the results lie in the request
-            results = request.infer([pixels], share_inputs=True)
+        if not hasattr(of_thread, "request"):
+            of_thread.request = compiled.create_infer_request()
+        results = of_thread.request.infer([pixels], share_inputs=True)
         return [torch.from_numpy(scores) for scores in results.values()]
 
     return run
@@ -120,7 +147,7 @@ def _onnxruntime(data: bytes) -> Runtime:
     import onnxruntime  # type: ignore[import-untyped]  # noqa: PLC0415
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()  # one: the calling thread itself
     options.enable_mem_pattern = False  # plans memory by the size of the first image
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # beside decoding
     session: Any = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])

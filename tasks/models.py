@@ -4,10 +4,12 @@ import hashlib
 import re
 import threading
 from dataclasses import dataclass
+from functools import partial
 
 import fcn
 from fcn.errors import CheckpointError
 from tasks import stores
+from tasks.engine import CORES
 from tasks.manifest import ModelCard
 from tasks.predict_config import PredictConfig
 from tasks.stores import Entry, StoreError
@@ -88,7 +90,8 @@ def _load(model: Entry, config: PredictConfig) -> LoadedModel:
         loaded = fcn.load(data)
     except CheckpointError as error:
         raise CheckpointError(f"model {place}: {error}") from error
-    predictor = fcn.Predictor(
+    make = partial(
+        fcn.Predictor,
         loaded,
         device=config.device,
         precision=config.precision,
@@ -96,6 +99,7 @@ def _load(model: Entry, config: PredictConfig) -> LoadedModel:
         tile_size=config.tile_size,
         backend=config.backend,
     )
+    predictor = CORES.on_one(make).result()  # made ready for where it will run, see `fcn.backends`
     card = ModelCard(
         url=place,
         size=model.size,

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -121,6 +122,27 @@ def test_rows_do_not_depend_on_threads_or_on_what_came_before(runtime, squeezene
         torch.set_num_threads(before)
     for one, *others in zip(*found, strict=True):
         for other in others:
+            assert np.array_equal(one.label, other.label)
+            assert one.confidence == other.confidence
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_threads_with_a_core_each_and_those_with_all_cores_get_the_same(
+    runtime, squeezenet, rng
+) -> None:
+    pictures = images(rng)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        predictor = fcn.Predictor(squeezenet, backend=runtime)
+        expected = predictor.predict(pictures)
+        torch.set_num_threads(1)  # threads take this over when they start
+        with ThreadPoolExecutor(3) as threads:
+            found = list(threads.map(predictor.predict, [pictures] * 12))
+    finally:
+        torch.set_num_threads(before)
+    for predictions in found:
+        for one, other in zip(expected, predictions, strict=True):
             assert np.array_equal(one.label, other.label)
             assert one.confidence == other.confidence
 

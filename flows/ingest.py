@@ -38,7 +38,8 @@ def ingest(
             /data/VOC2012 or s3://bucket/camvid. It is only read.
         dataset_url: Where the dataset goes; dataset.json, written last, says it is whole.
         layout: voc (JPEGImages, SegmentationClass), camvid (train, trainannot, val, valannot,
-            ...) or folders (images, masks, masks-NAME); auto recognises it by these names.
+            ...) or folders (images, masks, masks-NAME, bands-NAME); auto recognises it by these
+            names.
         classes: Class names in the order of their ids, or the URL of a class file: .txt with a
             name per line; .csv with columns name and, if wanted, value, r, g, b; .json alike.
             Coloured masks need colours. Empty: a class file in the source (classes.json, .csv
@@ -58,7 +59,10 @@ def ingest(
     source, table = list_source(source_url, dataset_url, layout, classes, config)
     further = {head: of_head.classes for head, of_head in table.further.items()}
     with Staging(
-        table.classes, max_file_bytes=config.max_file_bytes, further_classes=further
+        table.classes,
+        max_file_bytes=config.max_file_bytes,
+        further_classes=further,
+        bands=source.bands,
     ) as staging:
         findings = audit_source(source, table, staging, config)
         return publish_dataset(staging, dataset_url, source, findings, config)

@@ -31,7 +31,9 @@ def ingest(
     changes nothing; other content at the same place needs `config.overwrite`. Folders
     masks-NAME beside masks are labels of further heads, trained and predicted together: a
     column label_NAME each, with classes of their own (classes-NAME.txt, .csv, .json, or the
-    values found). An image may have no mask there: it is not labelled for that head.
+    values found). An image may have no mask there: it is not labelled for that head. Folders
+    bands-NAME beside images are bands that every image has besides its colours, such as
+    depth: gray PNG or TIFF files of the image's name and size, in a column band_NAME each.
 
     Args:
         source_url: Where the images and masks are: anything fsspec opens, such as

@@ -4,10 +4,13 @@
 ``DIR/STEM.png`` is the mask (a palette PNG whose indices are class ids),
 ``DIR/STEM-overlay.jpg`` the image under its classes' colours. A model's further heads write
 ``DIR/STEM-HEAD.png`` and ``DIR/STEM-HEAD-overlay.jpg``. An image that cannot be read is reported
-and the others go on.
+and the others go on. Of a model that sees bands (`fcn.bands`), the band depth of
+``images/STEM.jpg`` is ``bands-depth/STEM.png`` (``.tif``, ``.tiff``) beside the folder of the
+image; ``--band depth=DIR`` gives another folder.
 
 ``python -m fcn export --model model.safetensors --out net.onnx [--labels]`` writes the model
 for other runtimes (`fcn.export`): ONNX, or with the suffix ``.pt2`` a program of torch.export.
+Each head is an output, and bands go in behind the colours.
 
 Exit status: 0 done, 1 at least one image or the export failed, 2 bad arguments.
 """
@@ -15,14 +18,15 @@ Exit status: 0 done, 1 at least one image or the export failed, 2 bad arguments.
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
 from fcn.backends import Backend
+from fcn.bands import EXTENSIONS, Band, decode_stacked
 from fcn.checkpoint import Model, load
 from fcn.draw import jpeg_bytes, overlay
-from fcn.errors import FcnError
+from fcn.errors import FcnError, MissingBand
 from fcn.export import to_onnx, to_torch_export
 from fcn.images import decode_image
 from fcn.masks import encode_mask
@@ -44,10 +48,17 @@ def _predict(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
         parser.error(clash)
     try:
         predictor = Predictor(model, device=options.device, backend=options.backend)
+        folders = _band_folders(options.band, predictor)
+        for band in predictor.bands:
+            places = [_band_folder(path, band.name, folders) for path in options.images]
+            if options.out.resolve() in {place.resolve() for place in places}:
+                raise ValueError(f"masks would overwrite band {band.name}; choose another --out")  # noqa: TRY301
         options.out.mkdir(parents=True, exist_ok=True)
     except (FcnError, OSError, ValueError) as error:
         parser.error(str(error))
-    failed = [path for path in options.images if not _segment(path, predictor, options.out)]
+    failed = [
+        path for path in options.images if not _segment(path, predictor, options.out, folders)
+    ]
     if failed:
         print(f"error: {len(failed)} of {len(options.images)} images failed", file=sys.stderr)
     return 1 if failed else 0
@@ -89,6 +100,13 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     predict.add_argument("--model", required=True, type=Path, help="a model.safetensors")
     predict.add_argument("--out", required=True, type=Path, metavar="DIR", help="made if absent")
+    predict.add_argument(
+        "--band",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="where a band's files are (bands-NAME beside the folder of each image)",
+    )
     predict.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (%(default)s)")
     predict.add_argument(
         "--backend",
@@ -101,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         "export",
         help="write a model for other runtimes",
         description="Write a model as ONNX (.onnx) or as a program of torch.export (.pt2): RGB "
-        "bytes N x 3 x H x W of any size in, scores or labels out.",
+        "bytes N x 3 x H x W of any size in (with bands, floats), scores or labels out.",
     )
     export.add_argument("--model", required=True, type=Path, help="a model.safetensors")
     export.add_argument("--out", required=True, type=Path, help="a file .onnx or .pt2")
@@ -131,12 +149,54 @@ def _targets(path: Path, out: Path, head: str = "") -> tuple[Path, Path]:
     return out / f"{name}.png", out / f"{name}-overlay.jpg"
 
 
-def _segment(path: Path, predictor: Predictor, out: Path) -> bool:
+def _band_folders(given: Sequence[str], predictor: Predictor) -> dict[str, Path]:
+    """The folders that ``--band`` gives, by band.
+
+    Raises:
+        ValueError: one that is not NAME=DIR, or of a band that the model does not see.
+    """
+    folders = {}
+    for text in given:
+        name, is_given, folder = text.partition("=")
+        names = [band.name for band in predictor.bands]
+        if not is_given or name not in names:
+            raise ValueError(
+                f"--band {text} must be NAME=DIR, of a band that the model sees: "
+                f"{', '.join(names) or 'it sees none'}"
+            )
+        folders[name] = Path(folder)
+    return folders
+
+
+def _band_folder(path: Path, band: str, folders: Mapping[str, Path]) -> Path:
+    return folders.get(band) or path.absolute().parent.parent / f"bands-{band}"
+
+
+def _bands(path: Path, bands: Sequence[Band], folders: Mapping[str, Path]) -> dict[str, bytes]:
+    """The files of an image's bands.
+
+    Raises:
+        MissingBand: one that is not there.
+        OSError: one that cannot be read.
+    """
+    found = {}
+    for band in bands:
+        folder = _band_folder(path, band.name, folders)
+        files = [folder / f"{path.stem}.{e}" for ext in EXTENSIONS for e in (ext, ext.upper())]
+        file = next((file for file in files if file.exists()), None)
+        if file is None:
+            raise MissingBand(f"no band {band.name}: there is no {files[0]}, .tif or .tiff")
+        found[band.name] = file.read_bytes()
+    return found
+
+
+def _segment(path: Path, predictor: Predictor, out: Path, folders: Mapping[str, Path]) -> bool:
     """Writes masks and overlays of one image; reports why not."""
     written = []
     try:
         image = decode_image(path.read_bytes()).pixels
-        (found,) = predictor.predict([image])
+        files = _bands(path, predictor.bands, folders)
+        (found,) = predictor.predict([decode_stacked(image, files, predictor.bands)])
         heads = {"": predictor.classes, **predictor.further_classes}
         for head, prediction in {"": found, **found.further}.items():
             mask_path, overlay_path = _targets(path, out, head)

@@ -1,7 +1,10 @@
-"""Joint augmentation of an image and its label map."""
+"""Joint augmentation of an image and its label map.
+
+Bands (`fcn.bands`) behind the colours of an image are moved with it; their values are left alone.
+"""
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional
 
@@ -16,8 +19,9 @@ class Augment:
     """Scale, flip, colour and crop an image together with its label map.
 
     Args:
-        crop_size: Height and width of the crop; what lies outside a smaller image is 0 there
-            and ``ignore_index`` in the label map. None keeps the whole image at its scale.
+        crop_size: Height and width of the crop; what lies outside a smaller image is 0 in its
+            colours, unknown in its bands and ``ignore_index`` in the label map. None keeps the
+            whole image at its scale.
         ignore_index: Label of padded pixels.
         vary: Apply the random scale, flip and colours; without it only the crop is random.
     """
@@ -31,7 +35,7 @@ class Augment:
         """A varied pair; every random number comes from ``generator``.
 
         Args:
-            image: Uint8 ``3 x H x W``.
+            image: Uint8 ``3 x H x W``, or float32 with bands behind the colours.
             label: Integers ``H x W``, or ``K x H x W`` of several heads.
             generator: Source of the random numbers.
         """
@@ -41,8 +45,9 @@ class Augment:
         if self.vary:
             if _uniform(0, 1, generator) < 0.5:
                 image, label, is_image = image.flip(-1), label.flip(-1), is_image.flip(-1)
-            image = _vary_colours(image, generator)
-            image *= is_image  # another contrast turns the padding's black into grey
+            colours = _vary_colours(image[:3].to(torch.uint8), generator)
+            colours *= is_image  # another contrast turns the padding's black into grey
+            image = colours if len(image) == 3 else torch.cat([colours, image[3:]])
         return image, label
 
     def _crop(
@@ -65,13 +70,34 @@ class Augment:
         maps = functional.crop(maps, top, left, *window)
         target = [min(n, max(1, round(w * scale))) for w, n in zip(window, size, strict=True)]
         if target != window:
-            image = functional.resize(image, target, antialias=True)
+            image = _resized(image, target)
             maps = functional.resize(maps, target, InterpolationMode.NEAREST_EXACT)
         padding = [0, 0, size[1] - target[1], size[0] - target[0]]
-        image = functional.pad(image, padding, fill=0)
+        image = pad(image, (0, padding[2], 0, padding[3]))
         maps = functional.pad(maps, padding, fill=self.ignore_index)
         is_image = functional.pad(torch.ones(1, *target, dtype=torch.bool), padding)[0]
         return image, maps if label.ndim == 3 else maps[0], is_image
+
+
+def pad(image: Tensor, sides: tuple[int, int, int, int]) -> Tensor:
+    """Images ``C x H x W``, or several, with more pixels left, right, above and below.
+
+    Colours are 0 there, bands NaN.
+    """
+    colours = nn.functional.pad(image[..., :3, :, :], sides)
+    if image.shape[-3] == 3:
+        return colours
+    bands = nn.functional.pad(image[..., 3:, :, :].float(), sides, value=torch.nan)
+    return torch.cat([colours, bands], dim=-3)
+
+
+def _resized(image: Tensor, size: list[int]) -> Tensor:
+    """Colours in whole numbers, as without bands."""
+    if len(image) == 3:
+        resized: Tensor = functional.resize(image, size, antialias=True)
+        return resized
+    colours = functional.resize(image[:3].to(torch.uint8), size, antialias=True)
+    return torch.cat([colours, functional.resize(image[3:], size, antialias=True)])
 
 
 def _vary_colours(image: Tensor, generator: Generator) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fcn.bands import Band
 from fcn.checkpoint import Model, check_sees_images
 from fcn.classes import Classes
 from fcn.device import Precision, autocast, find_device
@@ -66,6 +67,11 @@ class AveragedPredictor:
     def classes(self) -> Classes:
         """Classes of the label maps; of several heads, the first one's."""
         return self.model.classes
+
+    @property
+    def bands(self) -> tuple[Band, ...]:
+        """Bands that images have behind their colours."""
+        return self.model.input.bands
 
     @property
     def further_classes(self) -> Mapping[str, Classes]:

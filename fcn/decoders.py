@@ -13,9 +13,12 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fcn import errors, wire
 from fcn.errors import DecoderCrashed, DecoderTimedOut, ImageError
@@ -47,6 +50,14 @@ GRACE = 0.5
 
 FILE_COPIES = 3
 """Copies of a file in its decoding process: as received, as kept, as a decoder wants it."""
+
+_BAND_DTYPES = {1: np.uint8, 2: np.uint16, 4: np.float32}  # by bytes of a value
+_REPLY_BYTES: Mapping[int, Collection[int]] = {  # of a pixel, by task
+    wire.SIZE: (0,),
+    wire.DECODE: (3,),
+    wire.DECODE_LENIENT: (3,),
+    wire.DECODE_BAND: _BAND_DTYPES.keys(),
+}
 
 _logger = logging.getLogger(__name__)
 
@@ -99,6 +110,16 @@ class Decoders:
         pixels = body.reshape(height, width, 3)
         return DecodedImage(pixels=pixels, truncated=kind == wire.TRUNCATED)
 
+    def decode_band(self, data: bytes, *, max_pixels: int) -> NDArray[Any]:
+        """Decode a band, as `fcn.bands.decode_band`.
+
+        Raises:
+            ImageError: as there, or `DecoderCrashed`, or `DecoderTimedOut`.
+            RuntimeError: no decoding process can be started.
+        """
+        _, height, width, body = self._ask(wire.DECODE_BAND, data, max_pixels)
+        return body.view(_BAND_DTYPES[len(body) // (height * width)]).reshape(height, width)
+
     def close(self) -> None:
         """End the processes, once they are idle; whoever asks again starts new ones."""
         for process in [self._idle.get() for _ in range(self.number)]:
@@ -116,7 +137,9 @@ class Decoders:
             for _ in range(ATTEMPTS):
                 process = process or _Process()
                 try:
-                    return process.ask(request, data, most=max(3 * pixels, MAX_TEXT_BYTES))
+                    return process.ask(
+                        request, data, max(4 * pixels, MAX_TEXT_BYTES), _REPLY_BYTES[task]
+                    )
                 except OSError:
                     status, process = process.end(), None
                     _logger.warning(
@@ -163,8 +186,10 @@ class _Process:
                 "what it said is above"
             )
 
-    def ask(self, request: bytes, data: bytes, most: int) -> _Reply:
+    def ask(self, request: bytes, data: bytes, most: int, per_pixel: Collection[int]) -> _Reply:
         """Kind, height, width and body of the reply, which has ``most`` bytes at most.
+
+        Of what is no error there are as many bytes a pixel as one of ``per_pixel``.
 
         Raises:
             ImageError: what the decoder says.
@@ -175,7 +200,8 @@ class _Process:
         reply = bytearray(wire.REPLY.size)
         self._fill(memoryview(reply))
         kind, height, width, length = wire.REPLY.unpack(reply)
-        if length > most or (kind != wire.FAILED and length not in (0, 3 * height * width)):
+        whole = [num * height * width for num in per_pixel]
+        if length > most or (kind != wire.FAILED and length not in whole):
             raise ConnectionAbortedError  # an image has taken it over
         body = np.empty(length, np.uint8)
         self._fill(body.data)

@@ -19,9 +19,11 @@ import signal
 import socket
 from pathlib import Path
 
+import numpy as np
 from PIL import AvifImagePlugin
 
 from fcn import wire
+from fcn.bands import decode_band
 from fcn.errors import ImageError
 from fcn.images import decode_image, image_size
 from fcn.pillow import image_error
@@ -54,6 +56,10 @@ def _answer(parent: socket.socket, task: int, data: bytes, max_pixels: int) -> N
         if task == wire.SIZE:
             height, width = image_size(data, max_pixels=max_pixels)
             reply, body = wire.REPLY.pack(wire.FOUND, height, width, 0), memoryview(b"")
+        elif task == wire.DECODE_BAND:
+            values = np.ascontiguousarray(decode_band(data, max_pixels=max_pixels))
+            body = values.data.cast("B")
+            reply = wire.REPLY.pack(wire.FOUND, *values.shape, len(body))
         else:
             image = decode_image(data, max_pixels=max_pixels, lenient=task == wire.DECODE_LENIENT)
             kind = wire.TRUNCATED if image.truncated else wire.FOUND

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcn.averaging import AveragedPredictor
+from fcn.bands import Band
 from fcn.boundary import boundary_f1
 from fcn.classes import Classes
 from fcn.errors import FcnError
-from fcn.images import decode_image
 from fcn.intervals import Intervals, bootstrap, tally
 from fcn.metrics import Scores, confusion, mean_of_known
 from fcn.predict import Predictor
-from fcn.samples import Labelled, decode_labels
+from fcn.samples import Labelled, decode_labels, decode_pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Scored:
     """One sample, decoded, predicted and compared.
 
     Attributes:
-        image: RGB uint8 ``H x W x 3``.
+        image: RGB uint8 ``H x W x 3``, without bands.
         label: True classes ``H x W``.
         prediction: Predicted classes ``H x W``.
         confusion: Int64 ``C x C``, rows true.
@@ -164,7 +164,9 @@ def score_samples(
     names = tuple(predictor.further_classes)
     heads = [predictor.classes, *predictor.further_classes.values()]
     with ThreadPoolExecutor(1) as decoder:
-        for key, image, labels in _one_ahead(decoder, samples, names, heads[0].ignore_index):
+        for key, image, labels in _one_ahead(
+            decoder, samples, names, heads[0].ignore_index, predictor.bands
+        ):
             (found,) = predictor.predict([image])
             predictions = [found.label, *(head.label for head in found.further.values())]
             with _named(key):
@@ -172,7 +174,8 @@ def score_samples(
                     confusion(label, prediction, len(classes), classes.ignore_index)
                     for label, prediction, classes in zip(labels, predictions, heads, strict=True)
                 ]
-            first, *others = map(partial(Scored, image), labels, predictions, matrices)
+            colours = image[:, :, :3].astype(np.uint8, copy=False)
+            first, *others = map(partial(Scored, colours), labels, predictions, matrices)
             yield replace(first, further=dict(zip(names, others, strict=True)))
 
 
@@ -181,10 +184,11 @@ def _one_ahead(
     samples: Iterable[Labelled],
     further: Sequence[str],
     ignore_index: int,
+    bands: Sequence[Band],
 ) -> Iterator[tuple[str, np.ndarray, list[np.ndarray]]]:
     pending = None
     for sample in samples:
-        following = decoder.submit(_decode, sample, further, ignore_index)
+        following = decoder.submit(_decode, sample, further, ignore_index, bands)
         if pending is not None:
             yield pending.result()
         pending = following
@@ -193,11 +197,11 @@ def _one_ahead(
 
 
 def _decode(
-    sample: Labelled, further: Sequence[str], ignore_index: int
+    sample: Labelled, further: Sequence[str], ignore_index: int, bands: Sequence[Band]
 ) -> tuple[str, np.ndarray, list[np.ndarray]]:
-    """Key, image and the label map of every head."""
+    """Key, image with its bands, and the label map of every head."""
     with _named(sample.key):
-        image = decode_image(sample.image).pixels
+        image = decode_pixels(sample, bands)
         labels = decode_labels(sample, further, image.shape[:2], ignore_index)
     return sample.key, image, labels
 

@@ -58,12 +58,12 @@ class DecodedImage:
     """An upright image.
 
     Attributes:
-        pixels: RGB, H x W x 3, contiguous and writable.
+        pixels: RGB, H x W x 3, contiguous and writable; with bands, see `fcn.bands.stack`.
         truncated: The bytes ended early; the rest of the pixels is the decoder's filling
             (gray in JPEGs, black elsewhere).
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: NDArray[Any]
     truncated: bool
 
 

@@ -114,7 +114,7 @@ class InputSpec:
         """The colours along a dimension in reverse, the bands where they were."""
         if not self.bands:
             return pixels.flip(dim)
-        colours, bands = pixels.split([3, len(self.bands)], dim)
+        colours, bands = pixels.narrow(dim, 0, 3), pixels.narrow(dim, 3, len(self.bands))
         return torch.cat([colours.flip(dim), bands], dim)
 
     def normalise_interleaved(self, pixels: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
+from fcn.augment import pad
+
 MAX_BUCKET_BYTES = 64 << 20
 """Gradients that are summed in one call: large enough for a bus, small beside the network."""
 
@@ -164,13 +166,13 @@ class _Sum(torch.autograd.Function):
 def pad_to(
     images: Tensor, labels: Tensor, size: tuple[int, int], ignored: int
 ) -> tuple[Tensor, Tensor]:
-    """A batch padded at the right and below, to the size of another rank's: 0, labels ignored.
+    """A batch padded at the right and below, to the size of another rank's; labels ignored.
 
     Args:
-        images: ``N x 3 x H x W``.
+        images: ``N x 3 x H x W``, or with bands behind the colours (`fcn.augment.pad`).
         labels: ``N x H x W``, of K heads ``N x K x H x W``.
         size: Height and width, no less than H and W.
         ignored: Label of the pixels that are added.
     """
     padding = (0, size[1] - images.shape[-1], 0, size[0] - images.shape[-2])
-    return functional.pad(images, padding), functional.pad(labels, padding, value=ignored)
+    return pad(images, padding), functional.pad(labels, padding, value=ignored)

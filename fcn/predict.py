@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fcn.backends import Backend, find_backend, make_runtime
+from fcn.bands import Band
 from fcn.checkpoint import Model, check_sees_images
 from fcn.classes import Classes
 from fcn.device import Precision, autocast
@@ -125,6 +126,11 @@ class Predictor:
         Several threads may call it at once either way.
         """
         return self.device.type == "cpu"
+
+    @property
+    def bands(self) -> tuple[Band, ...]:
+        """Bands that images have behind their colours."""
+        return self.model.input.bands
 
     @property
     def further_classes(self) -> Mapping[str, Classes]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from fcn.augment import Augment
+from fcn.augment import Augment, pad
+from fcn.bands import Band, decode_stacked
 from fcn.classes import Classes
 from fcn.errors import FcnError, LabelError
 from fcn.images import decode_image
@@ -25,8 +26,8 @@ ORDER, SAMPLE, DROPOUT = range(3)
 """What random numbers are drawn for; see `mix`."""
 
 Batch = tuple[Tensor, Tensor]
-"""Images uint8 ``N x 3 x H x W`` and label maps ``N x H x W``, of K heads ``N x K x H x W``; one
-of each without the N."""
+"""Images uint8 ``N x 3 x H x W``, with B bands float32 ``N x (3 + B) x H x W``, and label maps
+``N x H x W``, of K heads ``N x K x H x W``; one of each without the N."""
 
 
 class Labelled(Protocol):
@@ -44,6 +45,11 @@ class Labelled(Protocol):
 
         Asked for only by a model of several heads.
         """
+        ...
+
+    @property
+    def bands(self) -> Mapping[str, bytes | None]:
+        """Files of its bands, by name. Asked for only by a model of images with bands."""
         ...
 
 
@@ -67,8 +73,10 @@ class TrainingSamples(Dataset[Batch | FcnError]):
         config: TrainConfig,
         classes: Classes,
         further_classes: Mapping[str, Classes] | None = None,
+        bands: Sequence[Band] = (),
     ) -> None:
         self.samples = samples
+        self.bands = tuple(bands)
         self.seed = config.seed
         self.further = tuple(further_classes or ())
         self.num_classes = [len(c) for c in (classes, *(further_classes or {}).values())]
@@ -79,7 +87,7 @@ class TrainingSamples(Dataset[Batch | FcnError]):
         self.augment = Augment(config.crop_size, self.ignore_index, vary=vary)
 
     def __getitem__(self, place: tuple[int, int]) -> Batch | FcnError:
-        """Image ``3 x H x W`` and label map, ``H x W`` or ``K x H x W``, or what is wrong there."""
+        """Image and label map, see `Batch`, or what is wrong there."""
         epoch, index = place
         sample = self.samples[index]
         try:
@@ -90,18 +98,19 @@ class TrainingSamples(Dataset[Batch | FcnError]):
         return self.augment(image, label, generator)
 
     def _decode(self, sample: Labelled) -> Batch:
-        image = decode_image(sample.image).pixels
+        image = decode_pixels(sample, self.bands)
         labels = decode_labels(sample, self.further, image.shape[:2], self.ignore_index)
         for label, num_classes in zip(labels, self.num_classes, strict=True):
             check_classes("label", label[label != self.ignore_index], num_classes)
         tensors = [torch.from_numpy(label.astype(self.dtype)) for label in labels]
+        pixels = torch.from_numpy(image).permute(2, 0, 1)
         return (
-            torch.from_numpy(image).permute(2, 0, 1),
+            pixels.float() if self.bands else pixels,
             torch.stack(tensors) if self.further else tensors[0],
         )
 
     def collate(self, samples: list[Batch | FcnError]) -> Batch | FcnError:
-        """One batch, padded to its largest height and width: images with 0, labels ignored."""
+        """One batch, padded to its largest height and width: images with `pad`, labels ignored."""
         batch = []
         for sample in samples:
             if isinstance(sample, FcnError):
@@ -110,12 +119,23 @@ class TrainingSamples(Dataset[Batch | FcnError]):
         height = max(label.shape[-2] for _, label in batch)
         width = max(label.shape[-1] for _, label in batch)
         paddings = [(0, width - y.shape[-1], 0, height - y.shape[-2]) for _, y in batch]
-        images = [functional.pad(x, p) for (x, _), p in zip(batch, paddings, strict=True)]
+        images = [pad(x, p) for (x, _), p in zip(batch, paddings, strict=True)]
         labels = [
             functional.pad(y, p, value=self.ignore_index)
             for (_, y), p in zip(batch, paddings, strict=True)
         ]
         return torch.stack(images), torch.stack(labels)
+
+
+def decode_pixels(sample: Labelled, bands: Sequence[Band] = ()) -> NDArray[Any]:
+    """The image of a sample with its bands, as `fcn.bands.stack` gives it.
+
+    Raises:
+        ImageError: An image or band that cannot be decoded, a band that is not there or does
+            not fit.
+    """
+    image = decode_image(sample.image).pixels
+    return decode_stacked(image, sample.bands, bands) if bands else image
 
 
 def decode_labels(

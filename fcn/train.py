@@ -123,7 +123,9 @@ class Trainer:
         self.num_steps = -(-config.epochs * self.num_samples // self._samples_per_step)
         self.step = 0
         self._skips = 0
-        self._samples = TrainingSamples(samples, config, model.classes, model.further_classes)
+        self._samples = TrainingSamples(
+            samples, config, model.classes, model.further_classes, model.input.bands
+        )
         self._digest = training_digest(model, config, self.num_samples)
         self.world = world
 
@@ -282,7 +284,7 @@ class Trainer:
         """The share of a rank that none of the last images fall to."""
         further = self.model.further_classes
         heads = [1 + len(further)] if further else []
-        images = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+        images = torch.empty(0, self.model.input.num_channels, 1, 1, dtype=torch.uint8)
         return images, torch.empty(0, *heads, 1, 1, dtype=torch.uint8)
 
     def _gradients(self) -> list[Tensor]:
@@ -446,6 +448,8 @@ def training_digest(model: Model, config: TrainConfig, num_samples: int) -> str:
     facts = [config.decisive(), model.classes.to_json(), model.classes.ignore_index, num_samples]
     if model.further_classes:
         facts += [[name, c.to_json()] for name, c in model.further_classes.items()]
+    if model.input.bands:
+        facts.append([vars(band) for band in model.input.bands])
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

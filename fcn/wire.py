@@ -4,7 +4,8 @@
 
     ready     1 byte, once
     request   task, most pixels, seconds and bytes of memory allowed, length of the file; the file
-    reply     kind, height, width, length of what follows: pixels, or the error's class and text
+    reply     kind, height, width, length of what follows: pixels, the values of a band (1, 2 or 4
+              bytes of each), or the error's class and text
 """
 
 import socket
@@ -14,7 +15,7 @@ READY = b"\1"
 REQUEST = struct.Struct("<BQdQQ")
 REPLY = struct.Struct("<BQQQ")
 
-SIZE, DECODE, DECODE_LENIENT = range(3)  # tasks
+SIZE, DECODE, DECODE_LENIENT, DECODE_BAND = range(4)  # tasks
 FOUND, TRUNCATED, FAILED = range(3)  # kinds of replies
 PATIENCE = 10
 """Seconds by the clock for each second of processor time allowed: the machine may be busy."""

@@ -31,14 +31,17 @@ def ingest(
     changes nothing; other content at the same place needs `config.overwrite`. Folders
     masks-NAME beside masks are labels of further heads, trained and predicted together: a
     column label_NAME each, with classes of their own (classes-NAME.txt, .csv, .json, or the
-    values found). An image may have no mask there: it is not labelled for that head.
+    values found). An image may have no mask there: it is not labelled for that head. Folders
+    bands-NAME beside images are bands that every image has besides its colours, such as
+    depth: gray PNG or TIFF files of the image's name and size, in a column band_NAME each.
 
     Args:
         source_url: Where the images and masks are: anything fsspec opens, such as
             /data/VOC2012 or s3://bucket/camvid. It is only read.
         dataset_url: Where the dataset goes; dataset.json, written last, says it is whole.
         layout: voc (JPEGImages, SegmentationClass), camvid (train, trainannot, val, valannot,
-            ...) or folders (images, masks, masks-NAME); auto recognises it by these names.
+            ...) or folders (images, masks, masks-NAME, bands-NAME); auto recognises it by these
+            names.
         classes: Class names in the order of their ids, or the URL of a class file: .txt with a
             name per line; .csv with columns name and, if wanted, value, r, g, b; .json alike.
             Coloured masks need colours. Empty: a class file in the source (classes.json, .csv
@@ -58,7 +61,10 @@ def ingest(
     source, table = list_source(source_url, dataset_url, layout, classes, config)
     further = {head: of_head.classes for head, of_head in table.further.items()}
     with Staging(
-        table.classes, max_file_bytes=config.max_file_bytes, further_classes=further
+        table.classes,
+        max_file_bytes=config.max_file_bytes,
+        further_classes=further,
+        bands=source.bands,
     ) as staging:
         findings = audit_source(source, table, staging, config)
         return publish_dataset(staging, dataset_url, source, findings, config)

@@ -36,7 +36,9 @@ def predict(
     Args:
         collection_url: A prefix (s3://bucket/photos), a prefix and a glob
             (s3://bucket/photos/**/left_*.jpg, s3://bucket/shards/*.tar), one image, tar file
-            or Parquet file with images, or a CSV or Parquet list with a column url.
+            or Parquet file with images, or a CSV or Parquet list with a column url. A model
+            that sees bands finds them in bands-NAME/ beside the folder of images, or in
+            columns band_NAME of Parquet files.
         model_url: A model.safetensors of a training run, or the serving.json of promote.
         output_url: Where manifest, parts and index go.
         config: Shards, batches, mask format, limits; where shards are segmented.

@@ -23,7 +23,8 @@ def train(
     The same call again goes on where a stopped or killed run left off, to the same weights
     bit for bit on a CPU; when the model is there it is only scored anew. A run_url belongs to
     one configuration and one dataset; any other is refused. A dataset of several heads trains
-    them together: the sum of their losses, each a mean over its own labelled pixels.
+    them together: the sum of their losses, each a mean over its own labelled pixels. Of a dataset
+    with bands, the network sees all of them beside the colours.
 
     Args:
         dataset_url: A dataset that ingest made.

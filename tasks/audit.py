@@ -1,6 +1,6 @@
 """The audit: every sample is read, decoded and compared before a dataset is published.
 
-Kinds of finding, besides those of `tasks.pairing` and `tasks.layouts`:
+Kinds of finding, besides those of `tasks.pairing`, `tasks.layouts` and `tasks.band_audit`:
 
 ::
 
@@ -28,11 +28,12 @@ from fcn.images import MAX_PIXELS, decode_image
 from fcn.masks import encode_mask
 from fcn.pillow import opened
 from tasks import stores
+from tasks.band_audit import examine_bands, mixed_bands
 from tasks.dataset import DatasetError, Finding
 from tasks.labels import COLOUR, ClassTable, read_mask
 from tasks.layouts import Source
 from tasks.pairing import Pair
-from tasks.split_writer import FurtherLabel, Row
+from tasks.split_writer import BandFile, FurtherLabel, Row
 from tasks.staging import Staging
 from tasks.stores import StoreError, StoreUnavailable
 
@@ -86,19 +87,22 @@ def audit(
     findings = list(source.findings)
     filled: set[str] = set()
     first: dict[bytes, Pair] = {}
+    first_bands: dict[str, BandFile] = {}
     heads = {"": table, **table.further}
     totals = {head: np.zeros(len(t.classes) + 1, np.int64) for head, t in heads.items()}
     pairs = sorted(source.pairs, key=lambda pair: (_HELD_OUT_FIRST.index(pair.split), pair.key))
     for found in in_order(partial(examine, table, max_pixels), pairs, num_threads):
         twin = first.setdefault(found.image_digest, found.pair) if found.row else found.pair
-        duplicates = [_duplicate(found.pair, twin)] if twin.split != found.pair.split else []
-        if found.row and not duplicates:
+        wrong = [_duplicate(found.pair, twin)] if twin.split != found.pair.split else []
+        if found.row:
+            wrong += mixed_bands(found.row.bands, first_bands, partial(_finding, found.pair))
+        if found.row and not wrong:
             staging.add(found.pair.split, found.row)
             filled.add(found.pair.split)
             totals[""] += found.row.pixels
             for head, label in found.row.further.items():
                 totals[head] += label.pixels
-        findings += found.findings + duplicates
+        findings += found.findings + wrong
         advance()
     absent = [found for head, t in heads.items() for found in _absent(t, totals[head], head)]
     return findings + _emptied(source, filled) + absent
@@ -131,6 +135,8 @@ def examine(table: ClassTable, max_pixels: int, pair: Pair) -> Examined:
         if place is not None:
             further[head], wrong = _examine_mask(of_head, max_pixels, pair, place, image, size)
             findings += wrong
+    bands, wrong = examine_bands(pair.bands, size, max_pixels, finding)
+    findings += wrong
     if findings or pixels is None or label is None:
         return Examined(pair, findings, None, b"")
     height, width = pixels.shape[:2]
@@ -146,6 +152,7 @@ def examine(table: ClassTable, max_pixels: int, pair: Pair) -> Examined:
             head: _further_label(found, table.further[head], height * width)
             for head, found in further.items()
         },
+        bands=bands,
     )
     digest = hashlib.sha256(f"{height} x {width}".encode())
     digest.update(pixels.data)

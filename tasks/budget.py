@@ -14,6 +14,9 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
+import numpy as np
+
+from fcn.bands import Band, stacked_dtype
 from fcn.decoders import FILE_COPIES, MAX_BYTES_PER_PIXEL
 
 PIXEL_BYTES = 3
@@ -27,6 +30,14 @@ MAX_IMAGE_BYTES = MAX_BYTES_PER_PIXEL + PIXEL_BYTES + LABEL_BYTES
 
 Item = TypeVar("Item")
 Job = TypeVar("Job")
+
+
+def band_pixel_bytes(bands: Sequence[Band]) -> int:
+    """What a pixel of an image takes besides: its bands, and all of it once more, stacked."""
+    if not bands:
+        return 0
+    stacked = np.dtype(stacked_dtype(bands)).itemsize * (3 + len(bands))
+    return stacked + sum(np.dtype(band.dtype).itemsize for band in bands)
 
 
 class Budget:

@@ -15,7 +15,7 @@ any other object                itself
 
 What is in a tar file counts if ``include`` names it, see `tasks.tar_files`; of a Parquet file
 every row counts, see `tasks.parquet_images`. ``exclude`` goes for all: images, and files that
-hold or list them.
+hold or list them. For a model that sees bands, see `tasks.bands`.
 """
 
 import fnmatch
@@ -29,6 +29,7 @@ from itertools import chain, islice
 
 import pyarrow as pa
 
+from tasks import bands as image_bands
 from tasks import parquet_images, stores, tar_files, url_lists
 from tasks.pages import PAGE_ROWS, paged, require_rising, sort, to_page
 from tasks.parquet_images import WatchedFile, image_columns, open_parquet
@@ -41,7 +42,12 @@ Matcher = Callable[[str], bool]
 
 
 def collect(
-    collection_url: str, output_url: str, *, include: Sequence[str], exclude: Sequence[str] = ()
+    collection_url: str,
+    output_url: str,
+    *,
+    include: Sequence[str],
+    exclude: Sequence[str] = (),
+    bands: Sequence[str] = (),
 ) -> Iterator[pa.Table]:
     """The images of a collection, sorted by key and streamed, without this output.
 
@@ -50,11 +56,12 @@ def collect(
         output_url: Left out where it lies below the collection.
         include: Patterns of images below a prefix or in a tar file.
         exclude: Patterns of what to leave out.
+        bands: Names of bands to be found for every image.
 
     Raises:
         StoreError: the collection does not exist, cannot be listed or is the output itself; a
             name that is no text, a key that is there twice, a container that is damaged or of
-            no use; also while iterating.
+            no use, or that holds no bands where these are asked for; also while iterating.
     """
     kind = stores.kind_of(collection_url)
     prefix = stores.split_glob(collection_url)[0] if kind == "glob" else collection_url
@@ -73,6 +80,8 @@ def collect(
                 yield entry
 
     if kind == "object" and _is_list(collection_url):
+        if bands:
+            raise image_bands.none_in(collection_url, "a list of URLs", bands)
         return _filtered(url_lists.rows(collection_url), left_out if exclude else None)
     if kind == "prefix":
         images = (entry for entry in objects() if taken(entry.key))
@@ -81,9 +90,11 @@ def collect(
             pages = paged(map(_require_text, chain([first], images)))
         else:
             containers = (entry for entry in objects() if _is_container(entry.key))
-            pages = _expanded(containers, taken, left_out)
+            pages = _expanded(containers, taken, left_out, bands)
     else:
-        pages = _expanded(objects(), taken, left_out)
+        pages = _expanded(objects(), taken, left_out, bands)
+    if bands:
+        pages = image_bands.find(pages, collection_url, bands)
     return require_rising(pages, stores.redact(collection_url), _name_place)
 
 
@@ -112,7 +123,9 @@ def _is_list(url: str) -> bool:
     return True
 
 
-def _expanded(objects: Iterable[Entry], taken: Matcher, left_out: Matcher) -> Iterator[pa.Table]:
+def _expanded(
+    objects: Iterable[Entry], taken: Matcher, left_out: Matcher, bands: Sequence[str]
+) -> Iterator[pa.Table]:
     """Objects as they are, but containers by the images that they hold, in the order of keys."""
 
     def look_up(chunk: Sequence[Entry]) -> Iterator[pa.Table]:
@@ -122,7 +135,9 @@ def _expanded(objects: Iterable[Entry], taken: Matcher, left_out: Matcher) -> It
         # as `tasks.reading` will ask for it; a listing may tell another version
         container = replace(found, etag=stores.stat(found.url).etag)
         if container.key.lower().endswith(".parquet"):
-            return sort(_filtered(parquet_images.rows(container), left_out))
+            return sort(_filtered(parquet_images.rows(container, bands), left_out))
+        if bands:
+            raise image_bands.none_in(container.url, "a tar file", bands)
         members = (
             _require_text(member)
             for member in tar_files.members(container)

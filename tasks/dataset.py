@@ -3,7 +3,8 @@
 ::
 
     dataset.json                            classes, splits, source, audit; written last
-    data/train-00000-of-00003.parquet       key, image, label, height, width, label_NAME
+    data/train-00000-of-00003.parquet       key, image, label, height, width, label_NAME,
+                                            band_NAME
     .incomplete                             only while it is being written
 
 ``image`` holds the bytes of the source file as they were. ``label`` holds a palette PNG
@@ -12,6 +13,9 @@ EXIF orientation; ``height`` and ``width`` are those of the oriented image.
 
 A dataset of several heads has a column ``label_NAME`` for each further one, null where an image
 is not labelled for it. What has no name is of the first head.
+
+A dataset of images with bands (`fcn.bands`) has a column ``band_NAME`` for each, binary: the bytes
+of its file as they were, which are a gray PNG or TIFF.
 """
 
 import json
@@ -24,6 +28,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from fcn.bands import Band
 from fcn.classes import Classes
 from tasks import stores
 from tasks.stores import StoreError
@@ -89,7 +94,8 @@ class DatasetInfo:
 
     ``digest`` is the SHA-256 of the content (classes, and keys, images and labels of every
     split), whatever the number of files it is spread over. ``settings`` are those it was
-    ingested with. ``further_classes`` are those of further heads, by name.
+    ingested with. ``further_classes`` are those of further heads, by name. ``bands`` are those
+    that every image has, with mean and deviation over the split train.
     """
 
     url: str
@@ -100,9 +106,10 @@ class DatasetInfo:
     digest: str
     settings: dict[str, Any]
     further_classes: Mapping[str, Classes] = field(default_factory=dict)
+    bands: tuple[Band, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The content of ``dataset.json``; of one head, nothing is said of further ones."""
+        """The content of ``dataset.json``; of one head or no band, nothing is said of more."""
         further = {name: classes.to_json() for name, classes in self.further_classes.items()}
         return {
             "format_version": FORMAT_VERSION,
@@ -111,6 +118,7 @@ class DatasetInfo:
             "classes": self.classes.to_json(),
             "ignore_index": self.classes.ignore_index,
             **({"further_classes": further} if further else {}),
+            **({"bands": [vars(band) for band in self.bands]} if self.bands else {}),
             "splits": {
                 name: {
                     key: value
@@ -154,6 +162,7 @@ class DatasetInfo:
                 str(head): Classes.from_json(rows, ignore_index)
                 for head, rows in content.get("further_classes", {}).items()
             },
+            bands=tuple(Band(**band) for band in content.get("bands", ())),
         )
 
 
@@ -191,12 +200,14 @@ class Sample:
     """One labelled image, as stored: the image file's bytes and the label's palette PNG.
 
     ``further_labels`` are those of further heads, by name; None where it is not labelled for one.
+    ``bands`` are the files of its bands, by name.
     """
 
     key: str
     image: bytes
     label: bytes
     further_labels: Mapping[str, bytes | None] = field(default_factory=dict)
+    bands: Mapping[str, bytes | None] = field(default_factory=dict)
 
 
 class Samples:
@@ -224,7 +235,12 @@ class Samples:
             for name, label in row.items()
             if name.startswith("label_")
         }
-        return Sample(row["key"], row["image"]["bytes"], row["label"]["bytes"], further)
+        bands = {
+            name.removeprefix("band_"): data
+            for name, data in row.items()
+            if name.startswith("band_")
+        }
+        return Sample(row["key"], row["image"]["bytes"], row["label"]["bytes"], further, bands)
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -316,6 +332,7 @@ def _write_arrow(path: Path, batches: Iterator[pa.RecordBatch]) -> int:
 
 def _read_batches(info: DatasetInfo, split: Split) -> Iterator[pa.RecordBatch]:
     columns = [*_COLUMNS, *(f"label_{head}" for head in info.further_classes)]
+    columns += [f"band_{band.name}" for band in info.bands]
     for name in split.files:
         url = stores.join(info.url, name)
         try:

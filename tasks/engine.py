@@ -23,24 +23,28 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
+from fcn.bands import Band
 from fcn.classes import Classes
 from fcn.decoders import Decoders, decoder_bytes
 from fcn.errors import ImageError
 from fcn.images import DecodedImage
 from fcn.masks import count_labels, encode_mask
 from fcn.predict import MAX_WHOLE_PIXELS, Prediction
+from tasks.bands import BandFiles, expected_bytes, stacked
+from tasks.bands import read as read_with_bands
 from tasks.budget import (
     LABEL_BYTES,
     MAX_IMAGE_BYTES,
     PIXEL_BYTES,
     Share,
+    band_pixel_bytes,
     budgets,
     prefetched,
 )
 from tasks.cores import Cores
 from tasks.part_file import HeadMask, Row
 from tasks.predict_config import PredictConfig
-from tasks.reading import ReadError, read_objects
+from tasks.read_errors import ReadError
 from tasks.stores import Entry, StoreError, is_transient
 
 WINDOW_BYTES = 32 << 20
@@ -99,7 +103,7 @@ class Segmenter(Protocol):
         """
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
-        """Label maps and confidences of RGB images uint8 ``H x W x 3``, in their order."""
+        """Label maps and confidences of images, RGB uint8 ``H x W x 3`` or with bands, in order."""
 
 
 class Seconds:
@@ -149,6 +153,7 @@ def segment(
     last_attempt: bool = False,
     further_classes: Mapping[str, Classes] | None = None,
     cores: Cores | None = None,
+    bands: Sequence[Band] = (),
 ) -> list[Row]:
     """One row for each image, in order: its mask, or the reason why there is none.
 
@@ -164,16 +169,20 @@ def segment(
         last_attempt: Whether the shard will not be tried again, see `read_objects`.
         further_classes: Of the model's further heads, by name.
         cores: What runs the network; ``None``: `CORES`.
+        bands: What the model sees beside the colours, see `tasks.bands`.
 
     Raises:
         StoreUnavailable: the store is out, see `read_objects`.
         StoreError: masks cannot be saved for now, or the disk is full.
         RuntimeError: no decoding process can be started.
     """
+    names = [band.name for band in bands]
 
-    def read(window: Sequence[Entry]) -> list[bytes | ReadError]:
+    def read(window: Sequence[Entry]) -> tuple[list[bytes | ReadError], list[BandFiles]]:
         with seconds.measure("read"):
-            return read_objects(window, last_attempt=last_attempt, max_bytes=config.max_image_bytes)
+            return read_with_bands(
+                window, names, last_attempt=last_attempt, max_bytes=config.max_image_bytes
+            )
 
     files, pixels = budgets(config.memory_budget, config.max_image_pixels, config.max_image_bytes)
     limit = min(WINDOW_BYTES, files.size // (2 * config.concurrency))
@@ -188,6 +197,7 @@ def segment(
             *(predictor, config, seconds, save_mask, advance, encoding, pixel_share),
             further_classes=further_classes or {},
             cores=cores or CORES,
+            bands=bands,
         )
         for window, job in prefetched(
             list(windows(entries, limit)),
@@ -195,7 +205,7 @@ def segment(
             file_share,
             lambda window: reader.submit(read, window),
         ):
-            rows += engine.rows(window, job.result())
+            rows += engine.rows(window, *job.result())
             del job  # and with it the files
             file_share.give(min(_listed_bytes(window), files.size))
     return rows
@@ -205,7 +215,7 @@ def windows(entries: Sequence[Entry], limit: int = WINDOW_BYTES) -> Iterator[Seq
     """Neighbouring images, up to ``limit`` bytes together, at least one."""
     start, size = 0, 0
     for index, entry in enumerate(entries):
-        entry_size = _listed_bytes([entry])
+        entry_size = expected_bytes(entry)
         if index > start and size + entry_size > limit:
             yield entries[start:index]
             start, size = index, 0
@@ -216,18 +226,19 @@ def windows(entries: Sequence[Entry], limit: int = WINDOW_BYTES) -> Iterator[Seq
 
 def _listed_bytes(entries: Sequence[Entry]) -> int:
     """Bytes of these files; where a store tells no size, a megabyte is assumed."""
-    return sum(entry.expected_bytes for entry in entries)
+    return sum(map(expected_bytes, entries))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Image:
-    """A file of a window, its place there, and its size by its header."""
+    """A file of a window, its place there, its size by its header, and the files of its bands."""
 
     index: int
     entry: Entry
     data: bytes
     height: int
     width: int
+    bands: Mapping[str, bytes]
 
     @property
     def pixels(self) -> int:
@@ -251,6 +262,7 @@ class _Engine:
         share: Share,
         further_classes: Mapping[str, Classes],
         cores: Cores,
+        bands: Sequence[Band],
     ) -> None:
         self.predictor = predictor
         self.config = config
@@ -262,43 +274,56 @@ class _Engine:
         self.further_classes = further_classes
         self.label_bytes = LABEL_BYTES * (1 + len(further_classes))
         self.cores = cores
+        self.bands = bands
+        self.pixel_bytes = PIXEL_BYTES + band_pixel_bytes(bands)
 
-    def rows(self, entries: Sequence[Entry], found: Sequence[bytes | ReadError]) -> list[Row]:
+    def rows(
+        self,
+        entries: Sequence[Entry],
+        found: Sequence[bytes | ReadError],
+        bands: Sequence[BandFiles],
+    ) -> list[Row]:
         """One row for each image of a window, in order."""
-        opened = list(_DECODING.map(self._open, range(len(entries)), entries, found))
+        opened = list(_DECODING.map(self._open, range(len(entries)), entries, found, bands))
         rows = {index: row for index, row in enumerate(opened) if isinstance(row, Row)}
         self.advance(len(rows))
         images = [image for image in opened if isinstance(image, _Image)]
         num_images = max(BATCH_IMAGES, self.config.batch_size or 0)
-        num_pixels = min(BATCH_PIXELS, self.share.budget.size // (4 * MAX_IMAGE_BYTES))
+        most = MAX_IMAGE_BYTES + self.pixel_bytes - PIXEL_BYTES
+        num_pixels = min(BATCH_PIXELS, self.share.budget.size // (4 * most))
         batches = _batches(images, num_images, num_pixels)
         encoding: dict[int, Future[Row]] = {}
         for batch, jobs in prefetched(batches, self._batch_bytes, self.share, self._start_decoding):
             encoded, encoding = encoding, self._segment(batch, jobs)
             del jobs  # and with them the pixels
-            self.share.give(PIXEL_BYTES * sum(image.pixels for image in batch))
+            self.share.give(self.pixel_bytes * sum(image.pixels for image in batch))
             rows.update((index, job.result()) for index, job in encoded.items())
             self.advance(len(batch))
         rows.update((index, job.result()) for index, job in encoding.items())
         return [rows[index] for index in range(len(entries))]
 
-    def _open(self, index: int, entry: Entry, data: bytes | ReadError) -> _Image | Row:
+    def _open(
+        self, index: int, entry: Entry, data: bytes | ReadError, bands: BandFiles
+    ) -> _Image | Row:
         """The image by its header, or the row that says what is wrong with it."""
         if isinstance(data, ReadError):
             return _failed(entry, data)
+        files = {name: file for name, file in bands.items() if isinstance(file, bytes)}
+        unread = [file for file in bands.values() if not isinstance(file, bytes)]
         try:
             with self.seconds.measure("decode", [entry.key]):
                 height, width = DECODERS.size(data, max_pixels=self.config.max_image_pixels)
         except ImageError as error:
             return _failed(entry, error)
-        return _Image(index=index, entry=entry, data=data, height=height, width=width)
+        image = _Image(index=index, entry=entry, data=data, height=height, width=width, bands=files)
+        return image.failed(unread[0]) if unread else image
 
     def _batch_bytes(self, batch: Sequence[_Image]) -> int:
         """Memory that a batch takes from its decoding to its masks.
 
         More than there is only where a store told no sizes; such a batch goes alone.
         """
-        kept = (PIXEL_BYTES + self.label_bytes) * sum(image.pixels for image in batch)
+        kept = (self.pixel_bytes + self.label_bytes) * sum(image.pixels for image in batch)
         return min(_decoders_bytes(batch) + kept, self.share.budget.size)
 
     def _start_decoding(self, batch: Sequence[_Image]) -> list[Future[DecodedImage | Exception]]:
@@ -307,9 +332,10 @@ class _Engine:
     def _decode(self, image: _Image) -> DecodedImage | Exception:
         try:
             with self.seconds.measure("decode", [image.entry.key]):
-                return DECODERS.decode(
+                found = DECODERS.decode(
                     image.data, max_pixels=image.pixels, lenient=self.config.lenient
                 )
+                return stacked(found, image.bands, self.bands, DECODERS) if self.bands else found
         except (ImageError, MemoryError) as error:
             return error
 
@@ -440,7 +466,10 @@ def _batches(images: Sequence[_Image], num_images: int, num_pixels: int) -> list
 
 def _decoders_bytes(batch: Sequence[_Image]) -> int:
     """Memory of the processes that decode a batch, as many at a time as there are."""
-    needs = sorted(decoder_bytes(image.data, image.pixels) for image in batch)
+    needs = sorted(
+        max(decoder_bytes(file, image.pixels) for file in (image.data, *image.bands.values()))
+        for image in batch
+    )
     return sum(needs[-DECODERS.number :])
 
 

@@ -305,10 +305,10 @@ def _advancing(samples: Iterator[Scored], progress: Progress) -> Iterator[Scored
 
 
 def load_for(info: DatasetInfo, data: bytes, model_url: str) -> Model:
-    """A model that has the classes and further heads of a dataset.
+    """A model that has the classes and further heads of a dataset, and sees no other bands.
 
     Raises:
-        CheckpointError: no usable model, or one of other classes or further heads.
+        CheckpointError: no usable model, or one of other classes, further heads or bands.
     """
     try:
         model = load(data)
@@ -331,7 +331,19 @@ def load_for(info: DatasetInfo, data: bytes, model_url: str) -> Model:
             f"{stores.redact(info.url)} {_sizes(wanted)}, or other classes in one; evaluate on a "
             "dataset with the heads the model was trained on"
         )
+    kinds = [{band.name: band.dtype for band in bands} for bands in (model.input.bands, info.bands)]
+    if not kinds[0].items() <= kinds[1].items():
+        raise CheckpointError(
+            f"model {stores.redact(model_url)} sees the bands {_kinds(kinds[0])}, the dataset "
+            f"{stores.redact(info.url)} has {_kinds(kinds[1])}; evaluate on a dataset with the "
+            "bands the model was trained on"
+        )
     return model
+
+
+def _kinds(bands: Mapping[str, str]) -> str:
+    """Bands and what their values are, for people."""
+    return ", ".join(f"{name} ({dtype})" for name, dtype in bands.items()) or "none"
 
 
 def _sizes(heads: Mapping[str, Sequence[str]]) -> str:

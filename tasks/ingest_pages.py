@@ -58,8 +58,14 @@ def dataset_page(info: DatasetInfo) -> str:
                 [(s.name, f"{s.rows:,}", len(s.files), f"{s.left_out:,}") for s in splits],
             ),
             table(["id", "class", *(f"{split.name} pixels" for split in splits)], rows),
+            *_bands(info),
         ]
     )
+
+
+def _bands(info: DatasetInfo) -> list[str]:
+    rows = [(b.name, b.dtype, f"{b.mean:.6g}", f"{b.std:.6g}") for b in info.bands]
+    return [table(["band", "values", "mean of train", "deviation"], rows)] if rows else []
 
 
 def _percent(count: int, total: int) -> str:

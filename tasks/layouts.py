@@ -15,13 +15,16 @@ An image and its mask have the same path but for the extension; a mask's name ma
 begin with a dot, are passed over.
 
 Of layout folders, ``masks-NAME/KEY.png`` are the masks of a further head, such as
-``masks-geometric``; an image may have none there.
+``masks-geometric``; an image may have none there. ``bands-NAME/KEY.png`` or ``.tif`` are those of
+a band, such as ``bands-depth`` (`fcn.bands`): every image has one.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
+from fcn.bands import check_band_name
 from fcn.classes import check_head_name
 from tasks import split_files, stores
 from tasks.dataset import FIRST_HEAD, DatasetError, Finding
@@ -60,6 +63,7 @@ class Source:
     field of one, which takes it 15 s for 100,000 pairs.
 
     ``further_class_files`` has an entry for each further head: the URL of its class file, or None.
+    ``bands`` are the names of the bands that every pair has.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Source:
         findings: list[Finding],
         class_file_url: str | None,
         further_class_files: Mapping[str, str | None] | None = None,
+        bands: Sequence[str] = (),
     ) -> None:
         self.url = url
         self.layout = layout
@@ -78,6 +83,7 @@ class Source:
         self.findings = findings
         self.class_file_url = class_file_url
         self.further_class_files = dict(further_class_files or {})
+        self.bands = tuple(bands)
 
 
 class _Tree:
@@ -120,6 +126,21 @@ class _Tree:
                     f"the name {head}; rename the folder"
                 )
         return heads
+
+    def bands(self) -> list[str]:
+        """The bands of layout folders, by the names of their folders.
+
+        Raises:
+            DatasetError: a name that none can have.
+        """
+        start = "bands-"
+        bands = [name.strip("/").removeprefix(start) for name in self.top if _is_band_folder(name)]
+        for band in bands:
+            try:
+                check_band_name(band)
+            except ValueError as error:
+                raise DatasetError(f"{stores.redact(self.url)}/{start}{band}: {error}") from error
+        return bands
 
     def first(self, names: Iterable[str]) -> str | None:
         """The URL of the first of these files that is at the top."""
@@ -172,6 +193,7 @@ def find_samples(
             head: tree.first(f"{stem}.{extension}" for extension in ("json", "csv", "txt"))
             for head, stem in further.items()
         },
+        bands=tree.bands() if name == "folders" else (),
     )
 
 
@@ -231,6 +253,7 @@ def _camvid(tree: _Tree) -> list[Found]:
 def _folders(tree: _Tree) -> list[Found]:
     images, masks = tree.images("images"), tree.images("masks")
     further = {head: tree.images(f"masks-{head}") for head in tree.heads()}
+    bands = {band: tree.images(f"bands-{band}") for band in tree.bands()}
     folders = {_first(key) for key in images}
     if folders and folders <= {f"{name}/" for name in SPLIT_NAMES}:
         folders |= {_first(key) for key in masks} & {f"{name}/" for name in SPLIT_NAMES}
@@ -240,6 +263,7 @@ def _folders(tree: _Tree) -> list[Found]:
                 masks=_below(folder, masks),
                 split=SPLIT_NAMES[folder.rstrip("/")],
                 further={head: _below(folder, found) for head, found in further.items()},
+                bands={band: _below(folder, found) for band, found in bands.items()},
             )
             for folder in sorted(folders)
         ]
@@ -249,7 +273,7 @@ def _folders(tree: _Tree) -> list[Found]:
         lists = split_files.read_json(tree.files["splits.json"].url)
     else:
         lists = tree.lists()
-    return _listed(images, masks, lists, "images", further)
+    return [replace(f, bands=bands) for f in _listed(images, masks, lists, "images", further)]
 
 
 _LAYOUTS: Mapping[str, Callable[[_Tree], list[Found]]] = {
@@ -308,6 +332,10 @@ def _first(path: str) -> str:
     """The first part of a path; a folder with its slash."""
     name, slash, _ = path.partition("/")
     return name + slash
+
+
+def _is_band_folder(name: str) -> bool:
+    return name.startswith("bands-") and name.endswith("/")
 
 
 def _is_hidden(path: str) -> bool:

@@ -42,6 +42,9 @@ class Entry:
         offset: first byte in a tar; number of the row in a Parquet file.
         length: bytes to be read for it: exact in a tar, in a Parquet file the mean of its row
             group.
+        bands: the files of its bands, as `tasks.bands` writes them; ``None`` where none were
+            looked for.
+        column: of a Parquet file, where it is another one than that of images.
     """
 
     key: str
@@ -51,6 +54,8 @@ class Entry:
     container: str | None = None
     offset: int | None = None
     length: int | None = None
+    bands: str | None = None
+    column: str | None = None
 
     @property
     def expected_bytes(self) -> int:

@@ -3,8 +3,8 @@
 ::
 
     manifest/run=00000/manifest.parquet     a row is a `tasks.listing.Entry`: key, url, size,
-                                            etag, container, offset, length; the run's card
-                                            in the footer
+                                            etag, container, offset, length, and of a model
+                                            that sees bands, bands; the run's card in the footer
 
 It is written once, before any work, and fixes everything after it: shard ``n`` is rows
 ``n * images_per_shard`` and on, whoever does it and however often. Rows are written and read
@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from fcn.backends import RunsOn
+from fcn.bands import Band
 from fcn.classes import Classes
 from tasks import stores
 from tasks.pages import PAGE_ROWS, SCHEMA, complete, paged, rechunk, to_entries
@@ -37,6 +38,7 @@ class ModelCard(BaseModel):
     """A model file: where it was, what tells that it is still the same, and its classes.
 
     ``further_classes`` are those of further heads, by name; a card of one head has no such entry.
+    Nor has one of RGB images ``bands``, which are those that the model sees besides.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +50,7 @@ class ModelCard(BaseModel):
     classes: list[dict[str, Any]]
     ignore_index: int
     further_classes: dict[str, list[dict[str, Any]]] = Field({}, exclude_if=lambda given: not given)
+    bands: tuple[Band, ...] = Field((), exclude_if=lambda given: not given)
 
     def label_classes(self) -> Classes:
         """The classes of the masks; of several heads, the first one's."""
@@ -83,6 +86,11 @@ class RunCard(BaseModel):
     code: dict[str, Any] | None = None
     backend: RunsOn = "torch"
     merged: tuple["RunCard", ...] = ()
+
+    @property
+    def sees_bands(self) -> bool:
+        """Whether the run's images have bands, or those of a merged run."""
+        return any(card.model.bands for card in (*self.merged, self))
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -152,14 +160,15 @@ def draft(path: Path, card: RunCard, pages: Iterable[pa.Table]) -> int:
         StoreError: the file cannot be written, or ``pages`` cannot be had.
     """
     page_rows = card.images_per_shard * max(1, PAGE_ROWS // card.images_per_shard)
-    schema = SCHEMA.with_metadata({_CARD: card.model_dump_json().encode()})
+    columns = [column for column in SCHEMA if column.name != "bands" or card.sees_bands]
+    schema = pa.schema(columns, {_CARD: card.model_dump_json().encode()})
     num_rows = 0
     with (
         stores.explained(str(path), "write"),  # a full disk, most of all
         pq.ParquetWriter(path, schema, compression="zstd") as writer,
     ):
         for page in rechunk(pages, page_rows):
-            writer.write_table(page.cast(schema), row_group_size=page_rows)
+            writer.write_table(page.select(schema.names).cast(schema), row_group_size=page_rows)
             num_rows += page.num_rows
     return num_rows
 

@@ -108,5 +108,6 @@ def _load(model: Entry, config: PredictConfig) -> LoadedModel:
         classes=loaded.classes.to_json(),
         ignore_index=loaded.classes.ignore_index,
         further_classes={name: c.to_json() for name, c in loaded.further_classes.items()},
+        bands=loaded.input.bands,
     )
     return LoadedModel(predictor=predictor, card=card)

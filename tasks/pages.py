@@ -32,6 +32,7 @@ _COLUMNS: "list[pa.Field[Any]]" = [
     pa.field("container", pa.string()),
     pa.field("offset", pa.int64()),
     pa.field("length", pa.int64()),
+    pa.field("bands", pa.string()),
 ]
 
 SCHEMA = pa.schema(_COLUMNS)
@@ -51,7 +52,7 @@ def to_entries(page: pa.Table) -> Iterator[Entry]:
 
 
 def complete(page: pa.Table) -> pa.Table:
-    """A page of an older manifest, which has no columns for containers, with empty ones."""
+    """A page of a manifest that lacks the columns for containers or bands, with empty ones."""
     for column in SCHEMA:
         if column.name not in page.schema.names:
             page = page.append_column(column, pa.nulls(page.num_rows, column.type))

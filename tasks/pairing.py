@@ -18,7 +18,8 @@ Files = Mapping[str, list[Entry]]
 class Pair:
     """An image and its mask, by path inside the source and by URL.
 
-    ``further`` are path and URL of the masks of further heads, by name, where it has one.
+    ``further`` are path and URL of the masks of further heads, by name, where it has one;
+    ``bands`` those of its bands.
     """
 
     key: str
@@ -28,13 +29,14 @@ class Pair:
     image_url: str
     mask_url: str
     further: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    bands: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """Files to pair. ``keys``: those that a list asks for, else all; no split: to be seeded.
 
-    ``further``: masks of further heads, by name.
+    ``further``: masks of further heads, by name; ``bands``: files of bands, by name.
     """
 
     images: Files
@@ -42,17 +44,19 @@ class Found:
     split: str = ""
     keys: Collection[str] | None = None
     further: Mapping[str, Files] = field(default_factory=dict)
+    bands: Mapping[str, Files] = field(default_factory=dict)
 
 
 def pair_files(found: Found) -> tuple[list[Pair], list[Finding]]:
     """The pairs in the order of their keys, and a finding per key without one.
 
-    An image needs no mask of a further head; how many have none is a warning.
+    An image needs no mask of a further head; how many have none is a warning. It needs every
+    band.
     """
     masks = _by_key(found.masks, found.images)
     further = {head: _by_key(files, found.images) for head, files in found.further.items()}
     keys = sorted(
-        found.images.keys() | masks.keys() | set().union(*further.values())
+        found.images.keys() | masks.keys() | set().union(*further.values(), *found.bands.values())
         if found.keys is None
         else found.keys
     )
@@ -62,9 +66,16 @@ def pair_files(found: Found) -> tuple[list[Pair], list[Finding]]:
     for key in keys:
         image_files, mask_files = found.images.get(key, []), masks.get(key, [])
         others = {head: files[key] for head, files in further.items() if key in files}
-        if all(len(files) == 1 for files in (image_files, mask_files, *others.values())):
+        bands = {name: files.get(key, []) for name, files in found.bands.items()}
+        wrong = _wrong_bands(key, found.split, image_files, bands)
+        if wrong:
+            findings += wrong
+        elif all(len(files) == 1 for files in (image_files, mask_files, *others.values())):
             of_heads = {head: files[0] for head, files in others.items()}
-            pairs.append(_make_pair(key, found.split, image_files[0], mask_files[0], of_heads))
+            of_bands = {name: files[0] for name, files in bands.items()}
+            pairs.append(
+                _make_pair(key, found.split, image_files[0], mask_files[0], of_heads, of_bands)
+            )
         else:
             if mask_files or not image_files:
                 mask_files = [*mask_files, *(entry for files in others.values() for entry in files)]
@@ -90,7 +101,12 @@ def _mask_key(name: str, images: Files) -> str:
 
 
 def _make_pair(
-    key: str, split: str, image: Entry, mask: Entry, further: Mapping[str, Entry]
+    key: str,
+    split: str,
+    image: Entry,
+    mask: Entry,
+    further: Mapping[str, Entry],
+    bands: Mapping[str, Entry],
 ) -> Pair:
     return Pair(
         key=key,
@@ -100,7 +116,31 @@ def _make_pair(
         image_url=image.url,
         mask_url=mask.url,
         further={head: (entry.key, entry.url) for head, entry in further.items()},
+        bands={name: (entry.key, entry.url) for name, entry in bands.items()},
     )
+
+
+def _wrong_bands(
+    key: str, split: str, images: list[Entry], bands: Mapping[str, list[Entry]]
+) -> list[Finding]:
+    """Findings about bands without an image, images without a band, and bands of one name."""
+
+    def finding(kind: str, file: str, text: str) -> Finding:
+        return Finding(kind=kind, severity="error", text=text, file=file, key=key, split=split)
+
+    if not images:
+        there = [entry.key for files in bands.values() for entry in files]
+        return [finding("band_without_image", path, f"no image for {path}") for path in there]
+    wrong = []
+    for name, files in bands.items():
+        if not files:
+            text = f"no band {name} for {images[0].key}"
+            wrong.append(finding("missing_band", images[0].key, text))
+        elif len(files) > 1:
+            paths = " and ".join(entry.key for entry in files)
+            text = f"{key} is the name of {paths}"
+            wrong.append(finding("ambiguous_name", files[0].key, text))
+    return wrong
 
 
 def _unpaired(key: str, split: str, images: list[Entry], masks: list[Entry]) -> Finding:

@@ -8,6 +8,8 @@ rows, and what there is to do is read off the footers alone.
 A page of a Parquet file is compressed as a whole, so there are no byte ranges of single
 images. A file is read from a row on, and stays open for who asks for the next ones: shards
 are contiguous rows, so every row group is read about once.
+
+A column ``band_NAME`` of the same kind holds the files of a band (`fcn.bands`).
 """
 
 import threading
@@ -43,8 +45,12 @@ def image_columns(schema: pa.Schema) -> list[str]:
     return [column.name for column in schema if _holds_bytes(column.type)]
 
 
-def rows(file: Entry) -> Iterator[pa.Table]:
+def rows(file: Entry, bands: Sequence[str] = ()) -> Iterator[pa.Table]:
     """The images of a Parquet file as pages of entries, by its footer alone.
+
+    Args:
+        file: The file.
+        bands: Names of bands that will be read with the images: ``length`` counts them.
 
     Raises:
         StoreError: no Parquet file, or one without images.
@@ -52,10 +58,11 @@ def rows(file: Entry) -> Iterator[pa.Table]:
     with stores.open_input(file.url) as opened:
         parquet = open_parquet(WatchedFile(opened), file.url)
         _, leaf = _column(parquet.schema_arrow, file.url)
+        leaves = [leaf, *(f"band_{b}{end}" for b in bands for end in ("", ".bytes"))]
         first = 0
         for number in range(parquet.metadata.num_row_groups):
             group = parquet.metadata.row_group(number)
-            length = _mean_bytes(group, leaf)
+            length = sum(_mean_bytes(group, leaf) for leaf in leaves)
             for start in range(first, first + group.num_rows, PAGE_ROWS):
                 end = min(start + PAGE_ROWS, first + group.num_rows)
                 yield to_page(
@@ -79,7 +86,8 @@ def read_rows(url: str, entries: Sequence[Entry], max_bytes: int) -> list[bytes 
 
     Args:
         url: The file.
-        entries: Its images, in any order; ascending rows are read fastest.
+        entries: Its images, in any order; ascending rows are read fastest. All have the same
+            ``column``.
         max_bytes: Larger images are left out.
 
     Raises:
@@ -88,8 +96,12 @@ def read_rows(url: str, entries: Sequence[Entry], max_bytes: int) -> list[bytes 
     if not entries:
         return []
     order = sorted(range(len(entries)), key=lambda index: entries[index].offset or 0)
-    reader = _take_idle(url, entries[order[0]]) or _Rows(url, entries[0].etag)
+    first = entries[order[0]]
+    reader = _take_idle(url, first) or _Rows(url, first.etag, first.column)
     found: dict[int, bytes | ReadError] = {}
+    if not reader.has_column:
+        _keep_idle(reader)
+        return [NoImageBytes(f"there is no column {first.column} of bytes")] * len(entries)
     try:
         for index in order:
             found[index] = reader.read(entries[index].offset or 0, max_bytes)
@@ -103,12 +115,12 @@ def read_rows(url: str, entries: Sequence[Entry], max_bytes: int) -> list[bytes 
 class _Rows:
     """An open file, and the batch of its rows that was read last."""
 
-    def __init__(self, url: str, etag: str) -> None:
-        self.url, self.etag = url, etag
+    def __init__(self, url: str, etag: str, column: str | None = None) -> None:
+        self.url, self.etag, self.column = url, etag, column
         self._file = WatchedFile(stores.open_input(url, block_size=_BLOCK_BYTES))
         try:
             self._parquet = open_parquet(self._file, url)
-            self._name, self._leaf = _column(self._parquet.schema_arrow, url)
+            self._name, self._leaf = _column(self._parquet.schema_arrow, url, column)
         except BaseException:
             self._file.close()
             raise
@@ -119,6 +131,11 @@ class _Rows:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    @property
+    def has_column(self) -> bool:
+        """Whether there is the column that was asked for."""
+        return bool(self._leaf)
 
     def gap(self, row: int) -> int | None:
         """Rows to be read before ``row``; ``None`` where it is behind or in another group."""
@@ -217,9 +234,15 @@ def open_parquet(file: Any, url: str) -> pq.ParquetFile:
         ) from error
 
 
-def _column(schema: pa.Schema, url: str) -> tuple[str, str]:
-    """The column of images, and the leaf of the file that holds their bytes."""
+def _column(schema: pa.Schema, url: str, column: str | None = None) -> tuple[str, str]:
+    """The column of images, and the leaf of the file that holds their bytes.
+
+    Of another ``column`` that is not there, or holds no bytes, there is no leaf.
+    """
     found = image_columns(schema)
+    if column is not None:
+        return column, _leaf(schema, column) if column in found else ""
+    found = [name for name in found if not name.startswith("band_")] or found
     if "image" not in found and (len(found) != 1 or "url" in schema.names):
         raise StoreError(
             f"{stores.redact(url)} has columns {', '.join(schema.names)}; expected images in a "
@@ -228,7 +251,11 @@ def _column(schema: pa.Schema, url: str) -> tuple[str, str]:
             "an exclude pattern"
         )
     name = "image" if "image" in found else found[0]
-    return name, f"{name}.bytes" if pa.types.is_struct(schema.field(name).type) else name
+    return name, _leaf(schema, name)
+
+
+def _leaf(schema: pa.Schema, name: str) -> str:
+    return f"{name}.bytes" if pa.types.is_struct(schema.field(name).type) else name
 
 
 def _holds_bytes(column: pa.DataType) -> bool:
@@ -258,7 +285,7 @@ def _take_idle(url: str, first: Entry) -> _Rows | None:
         gaps = {
             gap: reader
             for reader in _idle
-            if (reader.url, reader.etag) == (url, first.etag)
+            if (reader.url, reader.etag, reader.column) == (url, first.etag, first.column)
             and (gap := reader.gap(first.offset or 0)) is not None
         }
         if not gaps:

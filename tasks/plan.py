@@ -83,7 +83,7 @@ def plan_run(collection_url: str, model_url: str, output_url: str, config: Predi
         if missing and same[-1] is runs[-1]:
             require_writable(output_url)
             return Plan(manifest=same[-1], missing=missing, num_deleted=deleted.count(output_url))
-        images = _images(collection_url, output_url, config)
+        images = _images(collection_url, output_url, config, [band.name for band in model.bands])
         require_writable(output_url)
         card = RunCard(
             run=runs[-1].card.run + 1 if runs else 0,
@@ -191,6 +191,8 @@ def _is_done(images: pa.Table, done: pa.Table, digest: str) -> Any:
     same: Any = pc.equal(row["digest"], pa.scalar(digest))
     for column in ("size", "etag"):
         same = pc.and_(same, pc.equal(row[column], images[column]))
+    then, now = (pc.coalesce(table["bands"], pa.scalar("")) for table in (row, images))
+    same = pc.and_(same, pc.equal(then, now))
     return same.fill_null(False)  # of a key without a row nothing is equal
 
 
@@ -250,9 +252,13 @@ def _committed_pages_of(
         yield rows.filter(pa.array(is_committed[shards]))
 
 
-def _images(collection_url: str, output_url: str, config: PredictConfig) -> Iterator[pa.Table]:
+def _images(
+    collection_url: str, output_url: str, config: PredictConfig, bands: Sequence[str]
+) -> Iterator[pa.Table]:
     """The images of the collection, at least one."""
-    images = collect(collection_url, output_url, include=config.include, exclude=config.exclude)
+    images = collect(
+        collection_url, output_url, include=config.include, exclude=config.exclude, bands=bands
+    )
     first = next(images, None)
     if first is None:
         raise StoreError(

@@ -14,9 +14,9 @@ from fcn import quantise as ranges
 from fcn.backends import Backend
 from fcn.checkpoint import Model, to_bytes
 from fcn.evaluate import score_samples
-from fcn.images import decode_image
 from fcn.metrics import Scores
 from fcn.predict import Predictor
+from fcn.samples import decode_pixels
 from tasks import stores
 from tasks.artifacts import Progress, publish_table
 from tasks.dataset import DatasetInfo, Samples, open_split
@@ -116,7 +116,7 @@ def quantise_model(
     samples = open_split(info, "train")
     stores.require_writable(quantised_url.rpartition("/")[0] or ".")
     places = spread(len(samples), config.num_images)
-    images = (decode_image(samples[place].image).pixels for place in places)
+    images = (decode_pixels(samples[place], model.input.bands) for place in places)
     quantised = ranges.quantise(model, images)
     return Candidate(model=model, quantised=quantised, digest=hashlib.sha256(data).hexdigest())
 

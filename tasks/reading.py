@@ -111,10 +111,10 @@ def _read_once(
     """One attempt at each object: all of a store together, all of a container together."""
     found: list[bytes | BaseException] = [b""] * len(entries)
     by_store: dict[Any, dict[int, str]] = {}
-    by_container: dict[str, list[int]] = {}
+    by_container: dict[tuple[str, str | None], list[int]] = {}
     for index, entry in enumerate(entries):
         if entry.container is not None:
-            by_container.setdefault(entry.container, []).append(index)
+            by_container.setdefault((entry.container, entry.column), []).append(index)
         else:
             fs, path = stores.filesystem(entry.url)
             by_store.setdefault(fs, {})[index] = path
@@ -123,7 +123,7 @@ def _read_once(
         read = _read_own_objects(fs, list(paths.values()), group, concurrency, max_bytes)
         for index, data in zip(paths, read, strict=True):
             found[index] = data
-    for url, indices in by_container.items():
+    for (url, _), indices in by_container.items():
         group = [entries[index] for index in indices]
         inside = _read_container(url, group, concurrency, max_bytes)
         for index, data in zip(indices, inside, strict=True):

@@ -163,6 +163,7 @@ def write_part_with(
         last_attempt=last_attempt,
         further_classes=manifest.card.model.further_label_classes(),
         cores=cores_of(manifest.card.network_cores),
+        bands=manifest.card.model.bands,
     )
     run, digest = manifest.card.run, manifest.card.run_digest
     part = part_file.summarise(rows, run=run, number=number, run_digest=digest)

@@ -15,8 +15,10 @@ from typing import Any, Self
 
 import numpy as np
 
+from fcn.bands import Band
 from fcn.classes import Classes
 from tasks import stores
+from tasks.band_audit import make_band
 from tasks.dataset import (
     INFO_NAME,
     DatasetError,
@@ -51,6 +53,7 @@ class Staging:
         classes: Of the labels; of several heads, of the first one's.
         max_file_bytes: Size at which a Parquet file ends.
         further_classes: Of the labels of further heads, by name.
+        bands: Names of the bands that every row has.
     """
 
     def __init__(
@@ -59,8 +62,10 @@ class Staging:
         *,
         max_file_bytes: int = MAX_FILE_BYTES,
         further_classes: Mapping[str, Classes] | None = None,
+        bands: Sequence[str] = (),
     ) -> None:
         self.classes = classes
+        self.bands = tuple(bands)
         self.further_classes = further_classes or {}
         self._folder = TemporaryDirectory(prefix="fcn-flows-ingest-")
         self._max_file_bytes = max_file_bytes
@@ -79,7 +84,9 @@ class Staging:
         if split not in self._splits:
             folder = Path(self._folder.name)
             heads = tuple(self.further_classes)
-            self._splits[split] = SplitWriter(folder, split, self._max_file_bytes, heads)
+            self._splits[split] = SplitWriter(
+                folder, split, self._max_file_bytes, heads, self.bands
+            )
         self._splits[split].add(row)
 
     @property
@@ -125,6 +132,7 @@ class Staging:
             digest=self._digest(),
             settings=dict(settings or {}),
             further_classes=self.further_classes,
+            bands=self._described_bands(),
         )
         there = _published(dataset_url, overwrite)
         if there is not None and there.digest == info.digest:
@@ -138,11 +146,22 @@ class Staging:
         self._put(info)
         return info, True
 
+    def _described_bands(self) -> tuple[Band, ...]:
+        """Bands as the training images have them; without any, all images."""
+        train = self._splits.get("train")
+        splits = list(self._splits.values()) if train is None else [train]
+        return tuple(
+            make_band(name, splits[0].band_dtypes[name], (s.band_moments[name] for s in splits))
+            for name in self.bands
+        )
+
     def _digest(self) -> str:
         digest = hashlib.sha256(json.dumps(self.classes.to_json()).encode())
         digest.update(str(self.classes.ignore_index).encode())
         for head, classes in self.further_classes.items():
             digest.update(f"{head} {json.dumps(classes.to_json())}".encode())
+        for band in self.bands:
+            digest.update(f"band {band}".encode())
         for name, split in sorted(self._splits.items()):
             digest.update(f"{name} {split.digest.hexdigest()}".encode())
         return digest.hexdigest()

@@ -6,6 +6,7 @@ Plain functions, for a task of this process and for the ranks of `tasks.torchrun
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from logging import Logger, LoggerAdapter
 from typing import Any
 
@@ -13,7 +14,9 @@ import numpy as np
 import torch
 
 from fcn.checkpoint import Model, to_bytes
+from fcn.errors import CheckpointError
 from fcn.evaluate import score_samples
+from fcn.input import InputSpec
 from fcn.metrics import Scores
 from fcn.model import FCN
 from fcn.parallel import World
@@ -59,6 +62,7 @@ def make_trainer(
         learnable_upsampling=config.learnable_upsampling,
         at_once=config.at_once,
         heads=sizes if info.further_classes else None,
+        in_channels=3 + len(info.bands),
     )
     if state is None:
         first = transplant(
@@ -75,7 +79,7 @@ def make_trainer(
         Model(
             net,
             info.classes,
-            first.input,
+            _with_bands(first.input, info),
             init_facts(config, first),
             further_classes=info.further_classes,
         ),
@@ -86,6 +90,23 @@ def make_trainer(
         state=state,
         world=world,
     )
+
+
+def _with_bands(spec: InputSpec, info: DatasetInfo) -> InputSpec:
+    """The input of the first weights, with the dataset's bands unless they have their own.
+
+    Raises:
+        CheckpointError: they were trained on other bands.
+    """
+    if not spec.bands:
+        return replace(spec, bands=info.bands)
+    found, wanted = ([(b.name, b.dtype) for b in bands] for bands in (spec.bands, info.bands))
+    if found != wanted:
+        raise CheckpointError(
+            f"init is a model of images with the bands {found}, the dataset has {wanted}; start "
+            "from one with the same bands, or without any"
+        )
+    return spec
 
 
 class Recorder:

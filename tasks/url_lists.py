@@ -131,6 +131,7 @@ def _page(table: Any, list_url: str, first: int) -> pa.Table:
         "container": [None] * size,
         "offset": [None] * size,
         "length": [None] * size,
+        "bands": [None] * size,
     }
     return pa.table(columns, schema=SCHEMA)
 

@@ -1,6 +1,7 @@
 """``python -m fcn predict`` on local files."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 import fcn
 from fcn.__main__ import main
 from fcn.input import TORCHVISION
-from tests.fcn.models import two_headed_model
+from tests.fcn.models import two_headed_model, varied_model
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,49 @@ def test_every_head_has_a_mask_and_an_overlay(photo, tmp_path):
     np.testing.assert_array_equal(pixels(out / "photo.png"), found.label)
     np.testing.assert_array_equal(pixels(out / "photo-geo.png"), found.further["geo"].label)
     assert pixels(out / "photo-geo-overlay.jpg").shape == (40, 60, 3)
+
+
+@pytest.fixture
+def banded(tmp_path, rng):
+    """An image with a band beside its folder, and the path of a model that sees it."""
+    for name in ("images", "bands-depth"):
+        (tmp_path / name).mkdir()
+    image = tmp_path / "images/one.png"
+    Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(image)
+    depth = rng.integers(0, 4000, (40, 60), np.uint16)
+    Image.fromarray(depth).save(tmp_path / "bands-depth/one.tif")
+    spec = replace(TORCHVISION, bands=(fcn.Band("depth", "uint16", 2000.0, 900.0),))
+    path = tmp_path / "model.safetensors"
+    fcn.save(varied_model("squeezenet1_1", 3, 16, spec), path)
+    return image, path
+
+
+def test_bands_are_found_beside_the_folder_of_an_image(banded, tmp_path, capsys):
+    image, model = banded
+    assert predict(image, model=model, out=tmp_path / "out") == 0
+    stacked = np.dstack([pixels(image), pixels(tmp_path / "bands-depth/one.tif")])
+    (label,) = fcn.Predictor(fcn.load(model))([stacked])
+    np.testing.assert_array_equal(pixels(tmp_path / "out/one.png"), label)
+
+    (tmp_path / "bands-depth").rename(tmp_path / "elsewhere")
+    assert predict(image, model=model, out=tmp_path / "out") == 1
+    assert "no band depth: there is no" in capsys.readouterr().err
+    given = ["--band", f"depth={tmp_path / 'elsewhere'}"]
+    assert predict(image, *given, model=model, out=tmp_path / "out-2") == 0
+    np.testing.assert_array_equal(pixels(tmp_path / "out-2/one.png"), label)
+
+
+def test_folders_of_bands_that_cannot_be_are_bad_arguments(banded, photo, tmp_path, capsys):
+    image, model = banded
+    for given, out, message in (
+        (["--band", "nir=x"], "out", "must be NAME=DIR, of a band that the model sees: depth"),
+        (["--band", "depth"], "out", "must be NAME=DIR"),
+        ([], "bands-depth", "masks would overwrite band depth; choose another --out"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            predict(image, *given, model=model, out=tmp_path / out)
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_masks_of_two_heads_never_overwrite_each_other(photo, tmp_path, capsys):

@@ -5,12 +5,15 @@
     python -m benchmarks.hostile --number 5000 --seed 0
 
 Each file must end as one row. A model that knows one class stands in the network's place, as
-the network never sees a damaged file. Prints the rows by format and outcome, the slowest
-files, and the memory of the largest decoding process.
+the network never sees a damaged file. Writes ``docs/benchmarks/hostile.md``: the rows by
+outcome, the slowest files, and the memory of the largest decoding process.
 """
 
 import argparse
 import io
+import os
+import shlex
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -21,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image
 
-from benchmarks.machine import decoding_processes
+from benchmarks.machine import decoding_processes, describe
 from fcn.classes import Classes
 from fcn.errors import ImageError
 from fcn.predict import Prediction
@@ -30,6 +33,7 @@ from tasks.engine import DECODERS, Seconds, segment
 from tasks.part_file import Row
 from tasks.predict_config import PredictConfig
 
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "hostile.md"
 MAX_PIXELS = 4_000_000
 
 
@@ -190,6 +194,37 @@ def seconds_of(data: bytes) -> float:
     return time.perf_counter() - start
 
 
+def page(files: dict[str, bytes], rows: Sequence[Row], seconds: float) -> str:
+    """The result as Markdown."""
+    outcomes = Counter(row.error_class or row.status for row in rows)
+    load = os.getloadavg()[0]
+    kinds = len(valid_files(np.random.default_rng(0)))
+    slowest = sorted((seconds_of(data), key) for key, data in files.items())[:-6:-1]
+    formats = {key.rpartition(".")[2] for key in files}
+    table = "\n".join(f"| {name} | {count:,} |" for name, count in outcomes.most_common())
+    return f"""# Hostile files
+
+{len(files):,} files made of valid images by one to three blows each: bytes changed, numbers of
+headers made as large or as small as they get, pieces removed, repeated, cut off, or replaced by
+those of another format. {kinds} kinds of images with {len(formats)} endings, see
+`valid_files`. Through the whole engine, with a model that knows one class in the network's place.
+
+| ended as | rows |
+|---|---|
+{table}
+| **files with exactly one row** | **{len(rows):,} of {len(files):,}** |
+
+`ok` are files that still are images. {seconds:.0f} s for all, on a machine that had a load of
+{load:.0f} when it was through. The slowest to decode:
+{", ".join(f"{key} {1e3 * taken:.0f} ms" for taken, key in slowest)}.
+Most memory of a decoding process: {max(peak_memory()) / 2**20:.0f} MiB.
+
+Command: `python -m benchmarks.hostile {shlex.join(sys.argv[1:])}`
+
+{describe()}
+"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--number", type=int, default=5000)
@@ -201,14 +236,9 @@ def main() -> None:
         rows = rows_of(files, Path(folder))
         seconds = time.perf_counter() - start
     assert [row.entry.key for row in rows] == sorted(files)
-    slowest = sorted((seconds_of(data), key) for key, data in files.items())[-5:]
-    memory = max(peak_memory()) / 2**20
-    print(f"{len(rows):,} files, {len(rows):,} rows in {seconds:.0f} s")
-    outcomes = Counter(row.error_class or row.status for row in rows)
-    for outcome, count in outcomes.most_common():
-        print(f"  {count:5,}  {outcome}")
-    print("slowest:", ", ".join(f"{key} {1e3 * taken:.0f} ms" for taken, key in slowest[::-1]))
-    print(f"largest decoding process: {memory:.0f} MiB")
+    text = page(files, rows, seconds)
+    PAGE.write_text(text, encoding="utf-8")
+    print(text)
 
 
 if __name__ == "__main__":

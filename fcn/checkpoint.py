@@ -28,6 +28,7 @@ from torch.nn import Conv2d
 from fcn.classes import Classes, check_head_name
 from fcn.errors import CheckpointError
 from fcn.input import InputSpec
+from fcn.light import Uninitialised
 from fcn.model import FCN
 from fcn.trunks import Backbone, Geometry
 
@@ -177,7 +178,7 @@ def load(file: bytes | str | Path | BinaryIO) -> Model:
             name: Classes.from_json(rows, card.ignore_index)
             for name, rows in card.further_classes.items()
         }
-        with torch.device("meta"):
+        with torch.device("meta"), Uninitialised():
             net = FCN(
                 card.backbone,
                 sum(map(len, (classes, *further.values()))),

@@ -10,12 +10,15 @@ from typing import Any, Literal
 
 import torch
 from torch import fx, nn
-from torchvision.models import get_model
-from torchvision.models.feature_extraction import create_feature_extractor
 
 from fcn.caffenet import CaffeNet
 from fcn.geometry import window
 from fcn.input import TORCHVISION, InputSpec
+from fcn.light import without_compiler
+
+with without_compiler():
+    from torchvision.models import get_model
+    from torchvision.models.feature_extraction import create_feature_extractor
 
 Geometry = Literal["same", "reference"]
 

@@ -1,0 +1,66 @@
+"""What a start leaves out: PyTorch's compiler, and random weights for those that a file brings.
+
+``torchvision.ops`` asks ``torch._dynamo.utils`` whether a kernel of its could be compiled, and with
+that a process imports a thousand modules: two fifths of the time that PyTorch and torchvision
+take together. While torchvision is imported, a module of that name stands in, which imports the
+real one as soon as anything is asked of it. Random numbers on the device "meta" import it too.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from torch.overrides import TorchFunctionMode
+
+_NAMES = ("torch._dynamo", "torch._dynamo.utils")
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Have what is imported in a ``with`` block not import PyTorch's compiler, unless it is used.
+
+    Nothing changes where it is imported already.
+    """
+    if _NAMES[0] in sys.modules:
+        yield
+        return
+    stand_ins = {name: ModuleType(name) for name in _NAMES}
+
+    def leave() -> None:
+        for name, module in stand_ins.items():
+            if sys.modules.get(name) is module:
+                del sys.modules[name]
+
+    def is_compile_supported(device_type: str) -> Any:
+        leave()
+        return import_module(_NAMES[1]).is_compile_supported(device_type)
+
+    def real(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)  # what the import system itself looks for
+        leave()
+        return getattr(import_module(_NAMES[1]), name)
+
+    package, utils = stand_ins.values()
+    vars(package).update(__path__=[], utils=utils)
+    vars(utils).update(is_compile_supported=is_compile_supported, __getattr__=real)
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        leave()
+
+
+class Uninitialised(TorchFunctionMode):
+    """Has the initialisers of ``torch.nn.init`` leave tensors as they are in a ``with`` block."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # what PyTorch calls
+        """Call a function, unless it is an initialiser."""
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))

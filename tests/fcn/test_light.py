@@ -1,0 +1,39 @@
+"""A start imports no compiler, unless something asks for it, and makes no random weights."""
+
+import subprocess
+import sys
+
+import torch
+from torch import nn
+
+from fcn.light import Uninitialised
+
+STAND_IN = """
+import sys
+import fcn.trunks
+assert "torch._dynamo" not in sys.modules
+import torchvision.ops
+roi_align = sys.modules["torchvision.ops.roi_align"]
+assert roi_align.is_compile_supported("cpu") in (True, False)
+import torch
+import torch._dynamo.utils
+assert torch._dynamo.utils.__file__
+assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 2
+"""
+
+
+def test_torchvision_comes_without_the_compiler_which_comes_when_it_is_used() -> None:
+    subprocess.run([sys.executable, "-c", STAND_IN], check=True, timeout=200)
+
+
+def test_weights_stay_as_they_are_where_they_are_not_initialised() -> None:
+    layer, before = nn.Conv2d(3, 2, 1), torch.get_rng_state()
+    weight = layer.weight.clone()
+    with Uninitialised():
+        nn.init.normal_(layer.weight)
+        layer.reset_parameters()
+        assert torch.equal(torch.zeros(2) + 1, torch.ones(2))
+    assert torch.equal(layer.weight, weight)
+    assert torch.equal(torch.get_rng_state(), before)
+    nn.init.normal_(layer.weight)
+    assert not torch.equal(layer.weight, weight)

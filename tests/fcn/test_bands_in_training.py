@@ -53,6 +53,8 @@ def scenes(count: int, seed: int = 0, size: int = 48) -> list[Scene]:
         far = np.zeros((size, size), bool)
         top, left = rng.integers(0, size // 2, 2)
         far[top : top + size // 2, left : left + size // 2] = True
+        if rng.random() < 0.5:  # or the place would tell something
+            far = ~far
         depth = (np.where(far, 8, 2) + rng.normal(0, 0.3, far.shape)).astype(np.float32)
         depth[rng.random(far.shape) < 0.02] = np.nan  # no echo
         image = rng.integers(0, 256, (size, size, 3), np.uint8)
@@ -91,7 +93,7 @@ def mean_iu(training: Trainer) -> float:
 def test_only_the_band_tells_the_classes_apart() -> None:
     without, with_band = (mean_iu(trainer(scenes(16), *bands)) for bands in ((), (DEPTH,)))
     assert with_band > 0.8
-    assert without < 0.6
+    assert without < 0.5
 
 
 def test_a_training_with_bands_goes_on_as_if_it_had_not_stopped() -> None:

@@ -25,10 +25,11 @@ demo: $(INSTALLED) ## Make a small dataset, train on it, segment a folder (a few
 	$(BIN)/python -m flows.demo
 
 # Two processes: each starts a Prefect server of its own, and takes one core. Should one die, the
-# run ends: started again, it may wait for ever for its share of the files.
+# run ends: started again, it may wait for ever for its share of the files. They take the files in
+# the order of tests/conftest.py, the slow ones first.
 test: $(INSTALLED) ## Run every test; needs no network, GPU or account
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile \
-		--max-worker-restart 0
+		--no-loadscope-reorder --max-worker-restart 0
 
 e2e: $(INSTALLED) ## Kill, stop and cut off real servers and workers (about ten minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/e2e -m e2e

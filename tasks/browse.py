@@ -11,6 +11,7 @@ from tasks import stores
 from tasks.artifacts import publish_markdown
 from tasks.browse_page import choose, pictures, render
 from tasks.markdown import Markdown, escape
+from tasks.wording import number_of
 
 __all__ = ["BrowseSummary", "make_page"]
 
@@ -78,5 +79,6 @@ def make_page(
         shown=len(by_key),
         seconds=time.monotonic() - start,
     )
-    get_run_logger().info("%d images shown at %s", summary.shown, summary.page_url)
+    count = number_of(summary.shown, "image")
+    get_run_logger().info("%s shown at %s", count, summary.page_url)
     return summary

@@ -28,6 +28,7 @@ from tasks.models import find_model, read_model
 from tasks.report import Example, Report, choose_examples, markdown, write_report
 from tasks.report_data import percent, span
 from tasks.runs import Row
+from tasks.wording import number_of
 
 
 class EvaluateConfig(BaseModel):
@@ -179,7 +180,7 @@ def score_split(
     scores, intervals = result.scores, result.intervals
     logger.info(
         "mean IU %s%s over %d of %d classes, pixel accuracy %s%s, boundary F1 %s; "
-        "%s images of %s in %.1f s (%.1f/s)",
+        "%s of %s in %.1f s (%.1f images/s)",
         percent(scores.mean_iu),
         span(intervals.mean_iu, " (%s)"),
         scores.num_present,
@@ -187,7 +188,7 @@ def score_split(
         percent(scores.pixel_accuracy),
         span(intervals.pixel_accuracy, " (%s)"),
         percent(result.mean_boundary_f1),
-        f"{len(samples):,}",
+        number_of(len(samples), "image"),
         split,
         seconds,
         len(samples) / seconds,

@@ -22,6 +22,7 @@ from tasks.predict_pages import (
 from tasks.retrying import RETRYING
 from tasks.segment import PredictError, Segmented, segment_shards
 from tasks.shards import PredictSummary, summarise
+from tasks.wording import number_of
 
 __all__ = [
     "PredictConfig",
@@ -60,13 +61,12 @@ def plan_prediction(
     manifest, seconds = plan.manifest, time.monotonic() - start
     if plan.missing:
         get_run_logger().info(
-            "run %05d: %s images in %s shards; to do: %s images in %s shards; deleted since: %s; "
-            "planned in %.1f s",
+            "run %05d: %s in %s; to do: %s in %s; deleted since: %s; planned in %.1f s",
             manifest.card.run,
-            f"{manifest.num_rows:,}",
-            f"{manifest.num_shards:,}",
-            f"{plan.num_missing:,}",
-            f"{len(plan.missing):,}",
+            number_of(manifest.num_rows, "image"),
+            number_of(manifest.num_shards, "shard"),
+            number_of(plan.num_missing, "image"),
+            number_of(len(plan.missing), "shard"),
             f"{plan.num_deleted:,}",
             seconds,
         )

@@ -30,6 +30,7 @@ from tasks.evaluate import load_for
 from tasks.models import find_model, read_model
 from tasks.report_data import percent, span
 from tasks.serving import Previous, Promotion
+from tasks.wording import number_of
 
 EVENT = "fcn.model.promoted"
 """The event that a promotion emits, for automations."""
@@ -187,12 +188,12 @@ def score_contender(
     )
     further = "".join(f", head {name} {percent(value)}" for name, value in mean_ius.items())
     get_run_logger().info(
-        "%s %s: mean IU %s%s on %s images of %s in %.1f s",
+        "%s %s: mean IU %s%s on %s of %s in %.1f s",
         role,
         contender.url,
         percent(contender.mean_iu) + span(contender.interval, " (%s)"),
         further,
-        f"{len(samples):,}",
+        number_of(len(samples), "image"),
         split,
         time.monotonic() - start,
     )

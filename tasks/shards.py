@@ -24,6 +24,7 @@ from tasks.weak_spots import (
     weak_spots_of,
     weakest,
 )
+from tasks.wording import number_of
 
 _READERS = 16
 
@@ -48,7 +49,7 @@ class ShardReport:
         part = self.part
         stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in self.stages.items())
         return (
-            f"{part.rows:,} images in {self.seconds:.1f} s "
+            f"{number_of(part.rows, 'image')} in {self.seconds:.1f} s "
             f"({part.rows / max(self.seconds, 1e-9):.1f}/s): {part.ok:,} ok, {part.partial:,} "
             f"partial, {part.failed:,} failed; busy seconds: {stages}"
             + ("" if self.was_first else "; another writer was first")

@@ -16,6 +16,7 @@ from tasks.dataset import DatasetInfo
 from tasks.runs import Run, claim
 from tasks.torchrun import num_processes, train_over_ranks
 from tasks.training import Recorder, make_trainer
+from tasks.wording import number_of
 
 
 @task(task_run_name="claim the run", cache_policy=NO_CACHE)
@@ -51,11 +52,12 @@ def train_network(info: DatasetInfo, run: Run, config: TrainConfig) -> str:
     except Exception:
         run.release()  # other settings, which the error may ask for, find the place free
         raise
-    logger.info("training on %s images of %s", f"{trainer.num_samples:,}", stores.redact(info.url))
+    images = number_of(trainer.num_samples, "image")
+    logger.info("training on %s of %s", images, stores.redact(info.url))
     num_steps, total = trainer.num_steps, trainer.num_samples * config.epochs
     if trainer.step:
         logger.info("resumed at step %s of %s", f"{trainer.step:,}", f"{num_steps:,}")
-    start = time.monotonic()
+    start, begun_at = time.monotonic(), trainer.step
     with Progress(
         "train-progress", total=total, done=trainer.num_seen, description="Training"
     ) as progress:
@@ -71,7 +73,10 @@ def train_network(info: DatasetInfo, run: Run, config: TrainConfig) -> str:
                 logger=logger,
                 advance=progress.advance,
             )
-    logger.info("trained %s steps in %.0f s", f"{num_steps:,}", time.monotonic() - start)
+    steps = number_of(num_steps, "step")
+    if begun_at:
+        steps = f"{num_steps - begun_at:,} of {steps}"
+    logger.info("trained %s in %.0f s", steps, time.monotonic() - start)
     for url in filter(None, (run.model_url, run.find_best())):
         materialise(url, info.url, name="model", dataset_digest=info.digest)
     return run.model_url

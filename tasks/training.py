@@ -28,6 +28,7 @@ from tasks import stores
 from tasks.dataset import FIRST_HEAD, DatasetInfo, Samples, open_split
 from tasks.provenance import init_facts, training_facts
 from tasks.runs import Row, Run
+from tasks.wording import number_of
 
 NUM_ROWS = 200
 """Lines of metrics.jsonl for a whole training: enough for a curve."""
@@ -158,14 +159,14 @@ class Recorder:
         self.logged = time.monotonic()
         if row["skipped"]:
             self.logger.warning(
-                "%d of the last %d steps were skipped: no labelled pixel, or fp16 overflowed",
+                "skipped %d of the last %s: no labelled pixel, or fp16 overflowed",
                 row["skipped"],
-                len(steps),
+                number_of(len(steps), "step"),
             )
         self.logger.info(
             "epoch %d of %d, step %s of %s: loss %s, learning rate %.2e, %.1f images/s, "
             "waited %.0f %%",
-            row["epoch"],
+            step.epoch if step.ends_epoch else step.epoch + 1,
             self.config.epochs,
             f"{step.step:,}",
             f"{self.trainer.num_steps:,}",
@@ -192,11 +193,11 @@ class Recorder:
             )
             self.rows.append(row)
             self.logger.info(
-                "epoch %d: mean IU %.2f %%, pixel accuracy %.2f %% on %d val images in %.0f s",
+                "epoch %d: mean IU %.2f %%, pixel accuracy %.2f %% on %s of val in %.0f s",
                 step.epoch,
                 100 * scores.mean_iu,
                 100 * scores.pixel_accuracy,
-                len(self.val),
+                number_of(len(self.val), "image"),
                 time.monotonic() - start,
             )
             for head, found in zip(self.info.further_classes, further, strict=True):

@@ -78,6 +78,7 @@ def client(prefect_server):
         yield client
 
 
+@pytest.mark.slow
 def test_every_verb_is_deployed_by_its_module_path(deployments):
     entrypoints = {name: deployment.entrypoint for name, deployment in deployments.items()}
     assert {

@@ -52,6 +52,7 @@ def test_the_verbs_are_shown_in_order():
     assert shown == flows.command_line.VERBS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -77,7 +77,9 @@ def worked(prefect_server: None) -> Iterator[PredictConfig]:
     """Settings for child runs on a pool with a worker."""
     config = deployed("with-worker")
     command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "with-worker"]
-    worker = subprocess.Popen(command, cwd=ROOT, env=environment())
+    # Ten seconds by default: each child would wait for the worker to look.
+    often = {"PREFECT_WORKER_QUERY_SECONDS": "1"}
+    worker = subprocess.Popen(command, cwd=ROOT, env=environment() | often)
     yield config
     worker.terminate()
     try:
@@ -197,10 +199,12 @@ def test_interrupted_parent_says_what_it_waited_for_and_cancels_its_children(
     # A shell that starts the tests in the background has SIGINT ignored.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     thread = when(lambda: text in caplog.text, _thread.interrupt_main)
-    with caplog.at_level(logging.INFO), pytest.raises(KeyboardInterrupt):
-        predict(*given, output, unworked)
-    thread.join()
-    signal.signal(signal.SIGINT, before)
+    try:
+        with caplog.at_level(logging.INFO), pytest.raises(KeyboardInterrupt):
+            predict(*given, output, unworked)
+        thread.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "prefect worker start --pool no-worker" in caplog.text
     found = children(unworked, output)
     assert [child.state_name for child in found] == ["Cancelled", "Cancelled"]

@@ -61,6 +61,7 @@ def source(tmp_path: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_two_heads_from_folders_to_columns(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -227,6 +227,7 @@ def test_shard_is_tried_again_when_its_store_was_out(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(reading, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(segment_partition, "retry_delay_seconds", [0.1] * 4)
     monkeypatch.setattr(_Recovering, "image", encoded(pixels(rng)))
     with HTTPServer(("127.0.0.1", 0), _Recovering) as site:
         threading.Thread(target=site.serve_forever, daemon=True).start()

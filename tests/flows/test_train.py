@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -89,11 +90,15 @@ def test_another_configuration_at_the_same_run_url_is_refused(tmp_path: Path) ->
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
 
 
-def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
+def test_a_killed_training_resumes_to_the_same_bits(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A real process, killed with SIGKILL after its first state was saved."""
     url = dataset(tmp_path)
     config = settings(epochs=8, batch_size=2, accumulate=2, ema_decay=0.9)
     train(url, str(tmp_path / "whole"), config)
+    assert "trained 16 steps in" in caplog.text
+    assert "epoch 0 of" not in caplog.text
     script = (
         "from flows.train import train, TrainConfig\n"
         f"train({url!r}, {str(tmp_path / 'killed')!r}, "
@@ -113,7 +118,10 @@ def test_a_killed_training_resumes_to_the_same_bits(tmp_path: Path) -> None:
         process.wait()
     assert not (tmp_path / "killed" / "model.safetensors").exists()
 
+    caplog.clear()
     train(url, str(tmp_path / "killed"), config)
+    (resumed,) = re.findall(r"resumed at step (\d+) of 16", caplog.text)
+    assert f"trained {16 - int(resumed)} of 16 steps in" in caplog.text
     for name in ("model.safetensors", "best.safetensors"):
         assert_same_model(tmp_path / "whole" / name, tmp_path / "killed" / name)
     steps = [
@@ -169,7 +177,7 @@ def test_several_processes_train_as_one_task_and_score_as_one(
         )
     lines = [log.message for log in caplog.records if log.name == "prefect.task_runs"]
     assert "training in 2 processes, through torchrun" in lines
-    assert sum("mean IU" in line and "on 3 val images" in line for line in lines) == 2
+    assert sum("mean IU" in line and "on 3 images of val" in line for line in lines) == 2
     (progress,) = (
         one for one in artifacts if one.flow_run_id == run_id and one.key == "train-progress"
     )

@@ -185,8 +185,12 @@ def main() -> None:
             if num <= MOST_BY_BOTOCORE or step != "pages, by botocore":
                 rows[step, num] = measured(step, work, num)
     lines = [rows[step, num] for step in STEPS for num in args.keys if (step, num) in rows]
-    command = f"Command: `python -m benchmarks.listing {shlex.join(sys.argv[1:])}`"
-    PAGE.write_text("\n".join([HEAD, *lines, NOTES, command, "", describe(), ""]), "utf-8")
+    command = (
+        f"Command: `python -m benchmarks.listing {shlex.join(sys.argv[1:])}`\n\n"
+        f"Load of the machine when it was through: {os.getloadavg()[1]:.0f} (mean of five minutes)."
+        " Where it is\nmore than one, seconds are more than a machine of one's own takes.\n"
+    )
+    PAGE.write_text("\n".join([HEAD, *lines, NOTES, command, describe(), ""]), "utf-8")
 
 
 if __name__ == "__main__":

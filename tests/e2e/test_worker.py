@@ -2,12 +2,11 @@
 
 import os
 import signal
-from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
 
-from tests.e2e.machine import children, machine, wait_for
+from tests.e2e.machine import alive, children, machine, wait_for
 from tests.e2e.runs import Job, names_in, states, task_runs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -37,12 +36,3 @@ def test_a_stopped_worker_leaves_nothing_running_and_nothing_marked_running(tmp_
 def at_work(client, run_id):
     """Shards that the server shows as running."""
     return [name for name in names_in(task_runs(client, run_id), "Running") if "shard" in name]
-
-
-def alive(pid):
-    """Whether there is such a process, other than one that nobody has waited for."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
-    except FileNotFoundError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"

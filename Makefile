@@ -47,9 +47,9 @@ format: $(INSTALLED) ## Put the code into the one style
 ui: $(INSTALLED) ## Serve the Prefect UI with a worker and the deployments (PORT=4200)
 	@PORT=$(PORT) $(BIN)/python deployments/ui.py
 
-bench: $(INSTALLED) ## Measure prediction, its parts, sizes, growth, listing, training (about 25 minutes)
+bench: $(INSTALLED) ## Measure prediction, start, parts, sizes, growth, listing, training (20 minutes)
 	rm -rf work/bench
-	for name in rivals limits sizes backends; do \
+	for name in prediction rivals shard_profile start limits sizes backends; do \
 		$(BIN)/python -m benchmarks.$$name || exit 1; \
 	done
 	$(BIN)/python -m benchmarks.growth --work work/bench/growth --keys 1000 10000 100000 1000000

@@ -27,7 +27,6 @@ from fcn.bands import EXTENSIONS, Band, decode_stacked
 from fcn.checkpoint import Model, load
 from fcn.draw import jpeg_bytes, overlay
 from fcn.errors import FcnError, MissingBand
-from fcn.export import to_onnx, to_torch_export
 from fcn.images import decode_image
 from fcn.masks import encode_mask
 from fcn.predict import Predictor
@@ -65,19 +64,19 @@ def _predict(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
 
 
 def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    if options.out.suffix not in _WRITERS:
-        parser.error(f"--out {options.out} must end in {' or '.join(_WRITERS)}")
+    from fcn.export import to_onnx, to_torch_export  # noqa: PLC0415 - imports PyTorch's compiler
+
+    writers = {".onnx": to_onnx, ".pt2": to_torch_export}
+    if options.out.suffix not in writers:
+        parser.error(f"--out {options.out} must end in {' or '.join(writers)}")
     model = _load(options.model, parser)
     try:
-        _WRITERS[options.out.suffix](model, options.out, labels=options.labels)
+        writers[options.out.suffix](model, options.out, labels=options.labels)
     except (ModuleNotFoundError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{options.model} -> {options.out}")
     return 0
-
-
-_WRITERS = {".onnx": to_onnx, ".pt2": to_torch_export}
 
 
 def _load(path: Path, parser: argparse.ArgumentParser) -> Model:

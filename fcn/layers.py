@@ -24,8 +24,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from fcn.checkpoint import Model, Range
 from fcn.geometry import window
 from fcn.input import InputSpec
+from fcn.protobuf import field
 
 OPSET = 17
+
+_GRAPH, _INITIALIZER, _RAW_DATA = (
+    7,
+    5,
+    9,
+)  # fields of ModelProto, GraphProto, TensorProto: onnx.proto
 
 MAX_WEIGHT = 63
 """Largest integer of a weight. Two products with uint8 then fit into 16 bits, into which
@@ -61,19 +68,24 @@ def to_layers(model: Model) -> bytes:
     shape: list[str | int | None] = ["N", model.net.num_classes, None, None]
     pixels = TensorProto.UINT8 if model.input.dtype == np.uint8 else TensorProto.FLOAT
     seen: list[str | int | None] = ["N", "H", "W", model.input.num_channels]
-    proto = helper.make_model(
-        helper.make_graph(
-            graph.nodes,
-            "layers",
-            [helper.make_tensor_value_info("image", pixels, seen)],
-            [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in graph.outputs],
-            graph.constants,
-        ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=8,
+    nodes = helper.make_graph(
+        graph.nodes,
+        "layers",
+        [helper.make_tensor_value_info("image", pixels, seen)],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in graph.outputs],
     )
-    data: bytes = proto.SerializeToString()
-    return data
+    whole = helper.make_model(nodes, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    whole.ClearField("graph")
+    # onnx would copy half a gigabyte of weights five times. The fields of a message lie behind
+    # one another, so that those of the weights can be written without it, and once.
+    constants: list[bytes | memoryview] = []
+    for name, value in graph.constants:
+        kind = helper.np_dtype_to_tensor_dtype(value.dtype)
+        tensor = TensorProto(name=name, data_type=kind, dims=value.shape).SerializeToString()
+        numbers = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
+        constants += field(_INITIALIZER, [tensor, *field(_RAW_DATA, [numbers])])
+    fields = [whole.SerializeToString(), *field(_GRAPH, [nodes.SerializeToString(), *constants])]
+    return b"".join(fields)
 
 
 class _Maps(nn.Module):
@@ -95,7 +107,7 @@ class _Graph:
         self.layers = dict(traced.named_modules())
         self.ranges = model.ranges or {}
         self.nodes: list[Any] = []
-        self.constants: list[Any] = []
+        self.constants: list[tuple[str, NDArray[Any]]] = []
         self.outputs: list[str] = []
         self.maps: dict[fx.Node, str] = {}
         self.rounded: dict[fx.Node, str] = {}
@@ -121,7 +133,7 @@ class _Graph:
                 kept.append(node)
                 needed |= set(node.input)
         self.nodes = kept[::-1]
-        self.constants = [constant for constant in self.constants if constant.name in needed]
+        self.constants = [constant for constant in self.constants if constant[0] in needed]
 
     def _steps(self, traced: fx.GraphModule) -> dict[fx.Node, tuple[np.float32, np.uint8]]:
         """Scale and zero point of the maps that integer convolutions see or are fed from."""
@@ -241,13 +253,13 @@ class _Graph:
 
     def _add(self, kind: str, *inputs: Any, **attributes: Any) -> str:
         """Append a node; inputs that are no names are constants."""
-        from onnx import helper, numpy_helper  # noqa: PLC0415 - see `to_layers`
+        from onnx import helper  # noqa: PLC0415 - see `to_layers`
 
         names = []
         for value in inputs:
             name = value if isinstance(value, str) else f"c{len(self.constants)}"
             if name is not value:
-                self.constants.append(numpy_helper.from_array(np.asarray(value), name))
+                self.constants.append((name, np.asarray(value)))
             names.append(name)
         output = f"{kind}{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, names, [output], **attributes))

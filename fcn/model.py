@@ -193,13 +193,27 @@ def score_layer(channels: int, num_classes: int) -> nn.Conv2d:
     return score
 
 
-def _channels(trunk: nn.Module, head: nn.Module, in_channels: int) -> list[int]:
+def _channels(trunk: fx.GraphModule, head: nn.Sequential, in_channels: int) -> list[int]:
     """Channels of the trunk's maps, the last one's after the head."""
-    device = next(trunk.parameters()).device
-    training = trunk.training
-    trunk.eval(), head.eval()
-    with torch.no_grad():
-        *skips, last = trunk(torch.zeros(1, in_channels, 1, 1, device=device)).values()
-        channels = [skip.shape[1] for skip in [*skips, head(last)]]
-    trunk.train(training), head.train(training)
-    return channels
+
+    def width(node: fx.Node) -> int:
+        """Channels of a map: those of the layers that it comes from, which no run has to tell."""
+        if node.op == "placeholder":
+            return in_channels
+        layers = (
+            trunk.get_submodule(str(node.target)) if node.op == "call_module" else nn.Identity()
+        )
+        if widths := _widths(layers):
+            return widths[-1]
+        if node.target is torch.cat:
+            return sum(map(width, node.all_input_nodes))
+        return width(node.all_input_nodes[0])
+
+    *_, output = trunk.graph.nodes
+    *skips, last = map(width, output.all_input_nodes)
+    return [*skips, *(_widths(head) or [last])[-1:]]
+
+
+def _widths(layers: nn.Module) -> list[int]:
+    """What the convolutions of some layers give, in their order."""
+    return [layer.out_channels for layer in layers.modules() if isinstance(layer, nn.Conv2d)]

@@ -2,11 +2,25 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
+import fcn
 from fcn.light import Uninitialised
+from tests.fcn.models import varied_model
+
+START = """
+import sys
+import numpy as np
+import fcn
+import fcn.__main__
+model = fcn.load(sys.argv[1])
+fcn.Predictor(model, device="cpu").predict([np.zeros((40, 50, 3), np.uint8)])
+assert "torch._dynamo" not in sys.modules
+"""
 
 STAND_IN = """
 import sys
@@ -24,6 +38,12 @@ assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 
 
 def test_torchvision_comes_without_the_compiler_which_comes_when_it_is_used() -> None:
     subprocess.run([sys.executable, "-c", STAND_IN], check=True, timeout=200)
+
+
+@pytest.mark.parametrize("backbone", ["squeezenet1_1", "mobilenet_v3_small"])
+def test_from_a_model_file_to_labels_no_compiler_is_imported(tmp_path: Path, backbone) -> None:
+    fcn.save(varied_model(backbone, 3, 16), tmp_path / "model")
+    subprocess.run([sys.executable, "-c", START, tmp_path / "model"], check=True, timeout=200)
 
 
 def test_weights_stay_as_they_are_where_they_are_not_initialised() -> None:

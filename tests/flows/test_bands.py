@@ -91,10 +91,11 @@ def test_a_band_from_folders_to_masks(
     quantise(dataset, model_url, whole, config=QuantiseConfig(max_loss=100))
     assert fcn.load(whole).input.bands == (depth,)
 
+    predict(f"{source}/images/0[0-4].png", model_url, output, CONFIG)
     predict(f"{source}/images", model_url, output, CONFIG)
     assert verify(output).masks == 12
     assert compact(output).rows == 12
-    assert "bands" in pq.read_schema(Path(output, "manifest/run=00001/manifest.parquet")).names
+    assert "bands" in pq.read_schema(Path(output, "manifest/run=00002/manifest.parquet")).names
     assert predict(f"{source}/images", model_url, output, CONFIG).segmented == 0
     predictor = fcn.Predictor(model, device="cpu")
     for row, scene in zip(parts.read(output).to_table().to_pylist(), scenes(12), strict=True):

@@ -28,11 +28,8 @@ from fcn.protobuf import field
 
 OPSET = 17
 
-_GRAPH, _INITIALIZER, _RAW_DATA = (
-    7,
-    5,
-    9,
-)  # fields of ModelProto, GraphProto, TensorProto: onnx.proto
+# Numbers of fields of ModelProto, GraphProto and TensorProto, in onnx.proto.
+_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
 
 MAX_WEIGHT = 63
 """Largest integer of a weight. Two products with uint8 then fit into 16 bits, into which

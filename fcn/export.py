@@ -10,7 +10,9 @@ behind it, and a program of torch.export then gives a dictionary. The file's met
 ``fcn``, the classes and their colours as JSON, and the bands.
 """
 
+import copy
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -124,7 +126,11 @@ def _prepared(model: Model, labels: bool) -> tuple[Pixels, Tensor]:
     device = next(model.net.parameters()).device
     channels, dtype = model.input.num_channels, torch.float32 if model.input.bands else torch.uint8
     example = torch.zeros(num_images, channels, height, width, dtype=dtype, device=device)
-    return Pixels(model, labels=labels).eval(), example
+    net = model.net.eval()
+    if not all(weight.is_contiguous() for weight in net.parameters()):
+        # As a `Predictor` leaves them: torch.export would warn that it finds no complete tensor.
+        net = copy.deepcopy(net).to(memory_format=torch.contiguous_format)
+    return Pixels(replace(model, net=net), labels=labels).eval(), example
 
 
 def _card(model: Model) -> str:

@@ -252,6 +252,7 @@ def test_an_exported_model_with_bands_is_the_networks_at_any_size(
 
 
 def test_an_exported_program_takes_bands(model, rng) -> None:
+    fcn.Predictor(model, device="cpu")  # leaves the weights with channels last
     file = io.BytesIO()
     to_torch_export(model, file, labels=True)
     extra = {"fcn": ""}

@@ -13,7 +13,10 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+_RANDOM = (Tensor.normal_, Tensor.uniform_)  # where an initialiser asks for no leave
 
 _NAMES = ("torch._dynamo", "torch._dynamo.utils")
 
@@ -55,12 +58,12 @@ def without_compiler() -> Iterator[None]:
 
 
 class Uninitialised(TorchFunctionMode):
-    """Has the initialisers of ``torch.nn.init`` leave tensors as they are in a ``with`` block."""
+    """Has initialisers and random numbers leave tensors as they are in a ``with`` block."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:  # what PyTorch calls
         """Call a function, unless it is an initialiser."""
-        if getattr(func, "__module__", None) == "torch.nn.init":
+        if getattr(func, "__module__", None) == "torch.nn.init" or func in _RANDOM:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))

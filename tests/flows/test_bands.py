@@ -62,6 +62,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_source(tmp_path_factory.mktemp("labelled"))
 
 
+@pytest.mark.slow
 def test_a_band_from_folders_to_masks(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

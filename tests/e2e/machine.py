@@ -55,6 +55,15 @@ def children(parent: int) -> list[int]:
     return direct + [pid for child in direct for pid in children(child)]
 
 
+def alive(pid):
+    """Whether there is such a process, other than one that nobody has waited for."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
 @dataclass
 class Machine:
     """A server and what runs against it, each in a process of its own; all ends with `close`."""

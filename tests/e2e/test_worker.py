@@ -2,12 +2,11 @@
 
 import os
 import signal
-from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
 
-from tests.e2e.machine import children, machine, wait_for
+from tests.e2e.machine import alive, children, machine, wait_for
 from tests.e2e.runs import Job, names_in, states, task_runs
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -27,7 +26,7 @@ def test_a_stopped_worker_leaves_nothing_running_and_nothing_marked_running(tmp_
             assert len(started) >= 3  # the worker, the run, and processes that decode
 
             os.kill(worker.pid, signal.SIGTERM)
-            worker.wait(15)
+            worker.wait(10)  # as long as docker stop waits
             assert [pid for pid in started if alive(pid)] == []
             assert not client.read_flow_run(run.id).state.is_running()
             assert "Crashed" in states(client, run.id)
@@ -39,10 +38,11 @@ def at_work(client, run_id):
     return [name for name in names_in(task_runs(client, run_id), "Running") if "shard" in name]
 
 
-def alive(pid):
-    """Whether there is such a process, other than one that nobody has waited for."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
-    except FileNotFoundError:
-        return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+def test_an_idle_worker_ends_at_once(tmp_path):
+    with machine(tmp_path / "home") as made:
+        made.start_server()
+        made.set_up()
+        worker = made.start_worker()
+        wait_for("worker", lambda: "started" in (made.home / "worker.log").read_text(), 90)
+        os.kill(worker.pid, signal.SIGTERM)
+        worker.wait(5)

@@ -26,7 +26,7 @@ def test_a_stopped_worker_leaves_nothing_running_and_nothing_marked_running(tmp_
             assert len(started) >= 3  # the worker, the run, and processes that decode
 
             os.kill(worker.pid, signal.SIGTERM)
-            worker.wait(15)
+            worker.wait(10)  # as long as docker stop waits
             assert [pid for pid in started if alive(pid)] == []
             assert not client.read_flow_run(run.id).state.is_running()
             assert "Crashed" in states(client, run.id)
@@ -36,3 +36,13 @@ def test_a_stopped_worker_leaves_nothing_running_and_nothing_marked_running(tmp_
 def at_work(client, run_id):
     """Shards that the server shows as running."""
     return [name for name in names_in(task_runs(client, run_id), "Running") if "shard" in name]
+
+
+def test_an_idle_worker_ends_at_once(tmp_path):
+    with machine(tmp_path / "home") as made:
+        made.start_server()
+        made.set_up()
+        worker = made.start_worker()
+        wait_for("worker", lambda: "started" in (made.home / "worker.log").read_text(), 90)
+        os.kill(worker.pid, signal.SIGTERM)
+        worker.wait(5)

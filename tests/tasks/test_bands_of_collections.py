@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from tasks.budget import band_pixel_bytes
 from tasks.collection import collect
 from tasks.engine import windows
 from tasks.manifest import read
-from tasks.pages import to_entries
+from tasks.pages import to_entries, to_page
 from tasks.plan import Plan, plan_run
 from tasks.predict_config import PredictConfig
 from tasks.shards import write_part
-from tasks.stores import StoreError
+from tasks.stores import Entry, StoreError
 from tests.fcn.models import varied_model
 from tests.tasks.containers import tar
 from tests.tasks.pictures import encoded, pixels, put, save_model
@@ -265,8 +266,11 @@ def test_tar_files_and_lists_hold_no_bands(
 
 def test_a_whole_store_has_nothing_beside_it() -> None:
     put("memory://", {"0.png": b"x"})
+    image = Entry(key="0.png", url="memory://0.png", size=1, etag="")
     with pytest.raises(StoreError, match="has no folder beside it, where bands would be"):
-        list(find([], "memory://", ["depth"]))
+        list(find([to_page([image])], "memory://", ["depth"]))
+    inside = to_page([replace(image, container="memory://0.parquet", offset=0)])
+    assert list(find([inside], "memory://", ["depth"])) == [inside]  # in columns
 
 
 @pytest.mark.parametrize("page_rows", [1, 10_000])

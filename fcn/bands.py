@@ -15,12 +15,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, TiffImageFile
 
 from fcn.errors import BandError, ImageError, ImageTooLarge, MissingBand
 from fcn.images import check_png
-from fcn.pillow import MAX_PIXELS, opened
+from fcn.pillow import MAX_PIXELS, format_name, opened
 
 Dtype = Literal["uint8", "uint16", "float32"]
 
@@ -85,8 +86,9 @@ def decode_band(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
         max_pixels: Limit of height x width, checked on the header before decoding.
 
     Raises:
-        BandError: bytes that cannot be decoded, another format, colours, a palette, or integers
-            that float32 does not hold.
+        BandError: bytes that cannot be decoded, another format, colours, a palette, integers
+            that float32 does not hold, or values of less than 8 bits or of 8 with a sign, which
+            Pillow would change.
         ImageTooLarge: more pixels than ``max_pixels``, than Pillow allows, or than memory holds.
     """
     try:
@@ -94,7 +96,10 @@ def decode_band(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
     except (BandError, ImageTooLarge):
         raise
     except ImageError as error:
-        raise BandError(str(error)) from error
+        is_unknown = isinstance(error.__cause__, UnidentifiedImageError)
+        of_floats = is_unknown and format_name(data) == "TIFF"  # most likely
+        hint = "; floats have to have 32 bits, and not 64" if of_floats else ""
+        raise BandError(f"{error}{hint}") from error
 
 
 def _decode(data: bytes, max_pixels: int) -> NDArray[Any]:

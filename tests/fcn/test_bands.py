@@ -101,8 +101,9 @@ def test_integers_without_a_sign_keep_their_values() -> None:
         (tiff(1, 4, b"\x12"), "4 bits; save"),
         (encoded(np.zeros((1, 2), np.uint8), "PNG", bits=4), "4 bits; save"),
         (tiff(2, 8, b"\x07\xff"), "8 bits, one of them the sign; save"),
+        (tiff(3, 64, struct.pack("<dd", 7, 8)), "TIFF: .*; floats have to have 32 bits"),
     ],
-    ids=["TIFF of 4 bits", "PNG of 4 bits", "signed bytes"],
+    ids=["TIFF of 4 bits", "PNG of 4 bits", "signed bytes", "floats of 64 bits"],
 )
 def test_values_that_would_come_changed_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(BandError, match=message):

@@ -232,7 +232,10 @@ def read(
     wanted = [*entries, *(entry for _, _, entry in places)]
     found = read_objects(wanted, last_attempt=last_attempt, max_bytes=max_bytes)
     for (index, band, _), data in zip(places, found[len(entries) :], strict=True):
-        files[index][band] = (
-            MissingBand(f"no band {band}: {data}") if isinstance(data, NoImageBytes) else data
-        )
+        if isinstance(data, NoImageBytes):
+            files[index][band] = MissingBand(f"no band {band}: {data}")
+        elif isinstance(data, ReadError):
+            files[index][band] = type(data)(f"band {band}: {data}")
+        else:
+            files[index][band] = data
     return found[: len(entries)], list(files)

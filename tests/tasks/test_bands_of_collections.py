@@ -241,6 +241,16 @@ def test_images_of_parquet_files_have_their_bands_in_columns(
     assert row["mask"]["bytes"] == found["some.parquet/000000000"]["mask"]["bytes"]
 
 
+def test_a_band_that_is_gone_since_it_was_listed_is_named(folder: Path, model_url: str) -> None:
+    output = str(folder / "out")
+    plan = plan_run(str(folder / "images/**/0.png"), model_url, output, CONFIG)
+    (folder / "bands-height/a/0.tif").unlink()
+    write_part(plan.manifest, plan.missing[0], model_url, CONFIG)
+    (row,) = rows(output).values()
+    assert row["error_class"] == "ObjectVanished"
+    assert row["error"].startswith("band height: nothing there")
+
+
 def _tar(folder: Path, data: bytes) -> str:
     stores.write_bytes(f"{folder}/shards/0.tar", tar(("0.png", data)))
     return str(folder / "shards")

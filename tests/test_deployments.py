@@ -290,6 +290,11 @@ def test_a_worker_whose_server_is_away_says_what_it_waits_for_and_ends_when_told
     assert worker.returncode == 128 + signal.SIGTERM
 
 
+def test_set_up_shows_no_credentials_of_a_server():
+    shown = script("set_up").shown
+    assert shown("http://admin:s3@cret@host:1/api: a@b") == "http://host:1/api: a@b"
+
+
 def certificate(path: Path) -> Path:
     """A key and its certificate, which nobody trusts."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)

@@ -190,11 +190,10 @@ def decode_stacked(
     for band in bands:
         data = files.get(band.name)
         if data is not None:
-            with_name = f"band {band.name}: "
             try:
                 values[band.name] = decode_band(data)
             except ImageError as error:
-                raise BandError(f"{with_name}{error}") from error
+                raise BandError(f"band {band.name}: {error}") from error
     return stack(image, values, bands)
 
 

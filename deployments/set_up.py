@@ -8,6 +8,7 @@ update: deployments are brought up to date, and what their owner has chosen sinc
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -52,7 +53,7 @@ def main() -> None:
     server = get_current_settings().api.url
     if not server:
         fail("PREFECT_API_URL is not set; make ui starts a server on this machine")
-    print(f"Setting up {server}")
+    print(f"Setting up {shown(server)}")
     template = base_job_template(arguments)
     retries = temporary_settings({PREFECT_CLIENT_RETRY_EXTRA_CODES: BUSY})
     with retries, get_client(sync_client=True) as client:
@@ -120,9 +121,9 @@ def wait_for(client: SyncPrefectClient, server: str) -> None:
     told = False
     while error := client.api_healthcheck():
         if time.monotonic() > end:
-            fail(f"{server} does not answer: {error}")
+            fail(shown(f"{server} does not answer: {error}"))
         if not told:
-            print(f"waiting for it, {PATIENCE:.0f} s at most: {error}", flush=True)
+            print(shown(f"waiting for it, {PATIENCE:.0f} s at most: {error}"), flush=True)
             told = True
         time.sleep(1)
 
@@ -234,6 +235,11 @@ def python(*command: str) -> str:
     if outcome.returncode:
         fail(f"python {' '.join(command)} failed:\n{outcome.stdout}")
     return outcome.stdout
+
+
+def shown(text: str) -> str:
+    """A text without user and password in its URLs."""
+    return re.sub(r"//[^/\s]*@", "//", text)
 
 
 def fail(reason: str) -> NoReturn:

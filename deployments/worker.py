@@ -9,9 +9,12 @@ A worker that is started before its server, as after a power cut, waits for it a
 """
 
 import ctypes
+import http.client
 import math
 import os
+import re
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -73,6 +76,7 @@ def wait_for_server(url: str | None) -> None:
     """Returns when the server answers, or at once where only a profile names it."""
     start = time.monotonic()
     told = -math.inf
+    url = url and re.sub("//[^/]*@", "//", url)  # Prefect's to send, and nobody's to read
     while url and (reason := no_answer(f"{url}/health")):
         if time.monotonic() - told >= TELL:
             told = time.monotonic()
@@ -86,13 +90,19 @@ def wait_for_server(url: str | None) -> None:
 
 
 def no_answer(url: str) -> str | None:
-    """Why nobody answers there; None if somebody does, whatever they say."""
+    """Why nobody answers there; None if somebody does, whatever they say.
+
+    Whoever shows a certificate is there: which to trust is in Prefect's settings.
+    """
     try:
         urllib.request.urlopen(url, timeout=5).close()
     except (urllib.error.HTTPError, ValueError):  # a URL that is none is the worker's to tell
         return None
     except OSError as error:
-        return str(error)
+        is_untrusted = isinstance(getattr(error, "reason", error), ssl.SSLCertVerificationError)
+        return None if is_untrusted else str(error)
+    except http.client.HTTPException:
+        return None
     return None
 
 

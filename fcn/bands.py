@@ -15,10 +15,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import UnidentifiedImageError
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, TiffImageFile
 
 from fcn.errors import BandError, ImageError, ImageTooLarge, MissingBand
 from fcn.images import check_png
-from fcn.pillow import MAX_PIXELS, opened
+from fcn.pillow import MAX_PIXELS, format_name, opened
 
 Dtype = Literal["uint8", "uint16", "float32"]
 
@@ -83,8 +86,9 @@ def decode_band(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
         max_pixels: Limit of height x width, checked on the header before decoding.
 
     Raises:
-        BandError: bytes that cannot be decoded, another format, colours, a palette, or integers
-            that float32 does not hold.
+        BandError: bytes that cannot be decoded, another format, colours, a palette, integers
+            that float32 does not hold, or values of less than 8 bits or of 8 with a sign, which
+            Pillow would change.
         ImageTooLarge: more pixels than ``max_pixels``, than Pillow allows, or than memory holds.
     """
     try:
@@ -92,7 +96,10 @@ def decode_band(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
     except (BandError, ImageTooLarge):
         raise
     except ImageError as error:
-        raise BandError(str(error)) from error
+        is_unknown = isinstance(error.__cause__, UnidentifiedImageError)
+        of_floats = is_unknown and format_name(data) == "TIFF"  # most likely
+        hint = "; floats have to have 32 bits, and not 64" if of_floats else ""
+        raise BandError(f"{error}{hint}") from error
 
 
 def _decode(data: bytes, max_pixels: int) -> NDArray[Any]:
@@ -105,17 +112,35 @@ def _decode(data: bytes, max_pixels: int) -> NDArray[Any]:
             raise BandError(
                 f"the image is {image.mode}; expected a gray one of 8 or 16 bits, or of floats"
             )
+        num_bits, is_signed = _stored(image)
+        if image.mode == "L" and (num_bits < 8 or is_signed):
+            # Pillow would stretch the ones to 0..255, and give 255 for -1.
+            raise BandError(
+                f"the values have {num_bits} bits{', one of them the sign' if is_signed else ''}; "
+                "save them as 8 bits without a sign, as 16 bits or as floats"
+            )
         values = np.array(image)
         if image.mode == "I" and image.format == "PNG":
             return values.astype(np.uint16)
+    if values.dtype == np.int32 and num_bits == 32 and not is_signed:
+        values = values.view(np.uint32)  # as they are in the file: Pillow has no such mode
     if values.dtype == np.uint8 or values.dtype.newbyteorder("=") == np.uint16:
         return values.astype(values.dtype.newbyteorder("="), copy=False)
-    if values.dtype.kind == "i" and max(-int(values.min()), int(values.max())) > _MAX_EXACT:
+    if values.dtype.kind in "iu" and max(-int(values.min()), int(values.max())) > _MAX_EXACT:
         raise BandError(
             f"values from {values.min():,} to {values.max():,}; save integers of more than 24 bits "
             "as floats"
         )
     return values.astype(np.float32, copy=False)
+
+
+def _stored(image: ImageFile) -> tuple[int, bool]:
+    """Bits of a value in the file of a gray image, and whether it is an integer with a sign."""
+    if isinstance(image, TiffImageFile):
+        bits, kinds = (image.tag_v2.get(tag, (1,)) for tag in (BITSPERSAMPLE, SAMPLEFORMAT))
+        return int(bits[0]), kinds[0] == 2  # two's complement
+    depth = str(image.tile[0].args).partition(";")[2]  # such as L;4, or I;16B
+    return int(depth.rstrip("B") or 8), False
 
 
 def stack(
@@ -165,11 +190,10 @@ def decode_stacked(
     for band in bands:
         data = files.get(band.name)
         if data is not None:
-            with_name = f"band {band.name}: "
             try:
                 values[band.name] = decode_band(data)
             except ImageError as error:
-                raise BandError(f"{with_name}{error}") from error
+                raise BandError(f"band {band.name}: {error}") from error
     return stack(image, values, bands)
 
 

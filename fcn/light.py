@@ -9,6 +9,7 @@ real one as soon as anything is asked of it. Random numbers on the device "meta"
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -41,15 +42,17 @@ def without_compiler() -> Iterator[None]:
         leave()
         return import_module(_NAMES[1]).is_compile_supported(device_type)
 
-    def real(name: str) -> Any:
+    def real(module: str, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)  # what the import system itself looks for
         leave()
-        return getattr(import_module(_NAMES[1]), name)
+        return getattr(import_module(module), name)
 
+    for name, module in stand_ins.items():
+        vars(module)["__getattr__"] = partial(real, name)
     package, utils = stand_ins.values()
     vars(package).update(__path__=[], utils=utils)
-    vars(utils).update(is_compile_supported=is_compile_supported, __getattr__=real)
+    vars(utils).update(is_compile_supported=is_compile_supported)
     sys.modules.update(stand_ins)
     try:
         yield

@@ -62,7 +62,7 @@ def promote(
     """
     start_run(dataset_url, challenger_url, models_url)
     info = read_info(dataset_url)
-    before = find_champion(models_url, challenger_url)
+    before = find_champion(models_url, challenger_url, info, split)
     champion = None
     with gpu_place(config.device):
         challenger = score_contender("challenger", info, challenger_url, split, config)

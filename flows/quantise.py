@@ -47,5 +47,5 @@ def quantise(
     """
     start_run(dataset_url, model_url, quantised_url)
     info = read_info(dataset_url)
-    candidate = quantise_model(info, model_url, quantised_url, config)
+    candidate = quantise_model(info, model_url, quantised_url, split, config)
     return write_if_accurate(candidate, info, quantised_url, split, config)

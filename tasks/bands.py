@@ -57,32 +57,40 @@ def find(
         bands: Names.
 
     Raises:
-        StoreError: a collection that has nothing beside it, or a folder that cannot be listed;
-            also while iterating.
+        StoreError: images, outside Parquet files, of a collection that has nothing beside it, or
+            a folder that cannot be listed; also while iterating.
     """
     beside = _beside(collection_url)
+    if beside is None:
+        return _all_inside(pages, collection_url)
     images = sort(map(_by_stem, pages))
     files = [sort(_listed(f"{beside}/bands-{band}")) for band in bands]
     return sort(_join(images, dict(zip(bands, files, strict=True))))
 
 
-def _beside(collection_url: str) -> str:
-    """The folder that holds the collection's and those of its bands.
+def _all_inside(pages: Iterable[pa.Table], collection_url: str) -> Iterator[pa.Table]:
+    """The images of a collection with nothing beside it, if Parquet files hold them all.
 
     Raises:
-        StoreError: a collection that is a whole store or bucket.
+        StoreError: an image that is a file of its own; while iterating.
     """
+    for page in pages:
+        if page["container"].null_count:
+            raise StoreError(
+                f"{stores.redact(collection_url)} has no folder beside it, where bands would be; "
+                "put the images into a folder such as images/, with bands-NAME/ beside it"
+            )
+        yield page
+
+
+def _beside(collection_url: str) -> str | None:
+    """The folder that holds the collection's and those of its bands; of a whole store, ``None``."""
     kind = stores.kind_of(collection_url)
     url = stores.split_glob(collection_url)[0] if kind == "glob" else collection_url
     url = stores.absolute(url).rstrip("/")
     url = url.rpartition("/")[0] if kind == "object" else url
     scheme, separator, path = url.rpartition("://")
-    if "/" not in path:
-        raise StoreError(
-            f"{stores.redact(collection_url)} has no folder beside it, where bands would be; put "
-            "the images into a folder such as images/, with bands-NAME/ beside it"
-        )
-    return f"{scheme}{separator}{path.rpartition('/')[0]}"
+    return f"{scheme}{separator}{path.rpartition('/')[0]}" if "/" in path else None
 
 
 # Sorted by these keys, the files of an image come before it, the first choice first.
@@ -224,7 +232,10 @@ def read(
     wanted = [*entries, *(entry for _, _, entry in places)]
     found = read_objects(wanted, last_attempt=last_attempt, max_bytes=max_bytes)
     for (index, band, _), data in zip(places, found[len(entries) :], strict=True):
-        files[index][band] = (
-            MissingBand(f"no band {band}: {data}") if isinstance(data, NoImageBytes) else data
-        )
+        if isinstance(data, NoImageBytes):
+            files[index][band] = MissingBand(f"no band {band}: {data}")
+        elif isinstance(data, ReadError):
+            files[index][band] = type(data)(f"band {band}: {data}")
+        else:
+            files[index][band] = data
     return found[: len(entries)], list(files)

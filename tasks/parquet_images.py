@@ -100,7 +100,7 @@ def read_rows(url: str, entries: Sequence[Entry], max_bytes: int) -> list[bytes 
     reader = _take_idle(url, first) or _Rows(url, first.etag, first.column)
     found: dict[int, bytes | ReadError] = {}
     if not reader.has_column:
-        _keep_idle(reader)
+        reader.close()
         return [NoImageBytes(f"there is no column {first.column} of bytes")] * len(entries)
     try:
         for index in order:

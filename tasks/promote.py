@@ -25,7 +25,7 @@ from fcn.recipes import Device
 from tasks import serving, stores
 from tasks.artifacts import Progress, publish_table
 from tasks.assets import materialise
-from tasks.dataset import DatasetInfo, open_split
+from tasks.dataset import DatasetInfo, open_split, require_split
 from tasks.evaluate import load_for
 from tasks.models import find_model, read_model
 from tasks.report_data import percent, span
@@ -126,16 +126,22 @@ class PromoteSummary:
 
 
 @task(task_run_name="find the serving model", cache_policy=NO_CACHE)
-def find_champion(models_url: str, challenger_url: str) -> Promotion | None:
+def find_champion(
+    models_url: str, challenger_url: str, info: DatasetInfo, split: str
+) -> Promotion | None:
     """The promotion that counts, to which the pointer is set if it is not; None for none yet.
 
+    Split and challenger are looked for first: a mistyped one leaves nothing behind.
+
     Raises:
+        DatasetError: the dataset has no such split.
         StoreError: ``models_url`` holds credentials, or cannot be written; or there is no
             challenger.
         PromoteError: a record there is none of ours.
     """
     stores.require_no_credentials(models_url)
-    find_model(challenger_url)  # first: a mistyped one leaves nothing behind
+    require_split(info, split)
+    find_model(challenger_url)
     stores.require_writable(models_url)
     return serving.point(models_url)
 

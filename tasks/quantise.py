@@ -19,7 +19,7 @@ from fcn.predict import Predictor
 from fcn.samples import decode_pixels
 from tasks import stores
 from tasks.artifacts import Progress, publish_table
-from tasks.dataset import DatasetInfo, Samples, open_split
+from tasks.dataset import DatasetInfo, Samples, open_split, require_split
 from tasks.evaluate import load_for
 from tasks.models import read_model
 from tasks.report_data import percent
@@ -94,19 +94,20 @@ class Candidate:
 
 @task(task_run_name="see ranges", cache_policy=NO_CACHE, persist_result=False)
 def quantise_model(
-    info: DatasetInfo, model_url: str, quantised_url: str, config: QuantiseConfig
+    info: DatasetInfo, model_url: str, quantised_url: str, split: str, config: QuantiseConfig
 ) -> Candidate:
-    """Quantise a model on images of the train split.
+    """Quantise a model on images of the train split, to be compared on another one.
 
     Raises:
         CheckpointError: no usable model, or one of other classes than the dataset's.
-        DatasetError: the dataset has no split train.
+        DatasetError: the dataset has no split train, or not the other one.
         QuantiseError: a model that is quantised already, or that would be overwritten.
         StoreError: the model cannot be read, or ``quantised_url`` not written.
     """
     stores.require_no_credentials(quantised_url)
     if quantised_url == model_url:
         raise QuantiseError("quantised_url is model_url; the quantised model is a file of its own")
+    require_split(info, split)
     data = read_model(model_url)
     model = load_for(info, data, model_url)
     if model.ranges is not None:

@@ -45,6 +45,8 @@ def pages(fs: Any, bucket: str, prefix: str) -> Iterator[list[Found]]:
             answer = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **position)
         finally:
             _is_wanted.reset(token)
+        if "Page" not in answer:
+            raise ResponseParserError("s3fs connected anew during a listing")
         found, following = answer["Page"]
         yield found
         if following is None:
@@ -75,13 +77,15 @@ def parse(body: bytes) -> tuple[list[Found], str | None] | None:
     No page is what was cut off, or an error: botocore asks again, and s3fs too.
 
     Raises:
-        ResponseParserError: nothing at all, a document type (with it come entities), or not
-            what a page must have; s3fs asks again.
+        ResponseParserError: nothing at all, a document type (with it come entities), XML of
+            something else, or not what a page must have; s3fs asks again.
     """
     try:
         root, fields, found = _read(body)
-        if root != "ListBucketResult":
+        if root == "Error":
             return None
+        if root != "ListBucketResult":
+            raise ValueError(f"it begins with <{root[:40]}>")  # noqa: TRY301 - as what lacks a key
         return _decoded(found, fields.get("EncodingType") == "url"), _following(fields)
     except expat.ExpatError:
         if body:

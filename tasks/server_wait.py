@@ -11,6 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES
 
 from tasks import stores
+from tasks.urls import redact_text
 
 PATIENCE = 60.0
 """Seconds that a server has to answer before a run begins: it may have been started just now."""
@@ -107,7 +108,7 @@ def wait_for_server() -> None:
         while error := client.api_healthcheck():
             now = time.monotonic()
             start = now if start is None else start
-            reason = str(error) or type(error).__name__
+            reason = redact_text(str(error)) or type(error).__name__
             if now - start > PATIENCE:
                 raise ServerError(
                     f"no Prefect server answers at {_server()} ({reason}); start it there (prefect "

@@ -6,13 +6,20 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import DeploymentScheduleUpdate, DeploymentUpdate
 from prefect.exceptions import PrefectHTTPStatusError
@@ -259,7 +266,11 @@ def test_a_worker_whose_server_is_away_says_what_it_waits_for_and_ends_when_told
         worker = subprocess.Popen(
             [sys.executable, "deployments/worker.py", "--pool", "fcn"],
             cwd=ROOT,
-            env=os.environ | {"PREFECT_API_URL": url, "PREFECT_HOME": str(tmp_path)},
+            env=os.environ
+            | {
+                "PREFECT_API_URL": url.replace("//", "//admin:secret@"),
+                "PREFECT_HOME": str(tmp_path),
+            },
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -277,3 +288,48 @@ def test_a_worker_whose_server_is_away_says_what_it_waits_for_and_ends_when_told
     )
     assert rest == ""
     assert worker.returncode == 128 + signal.SIGTERM
+
+
+def test_set_up_shows_no_credentials_of_a_server():
+    shown = script("set_up").shown
+    assert shown("http://admin:s3@cret@host:1/api: a@b") == "http://host:1/api: a@b"
+
+
+def certificate(path: Path) -> Path:
+    """A key and its certificate, which nobody trusts."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now).not_valid_after(now + timedelta(hours=1))
+    private = key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    public = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    path.write_bytes(private + public)
+    return path
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_worker_waits_for_nobody_who_answers_otherwise_than_it_expects(tmp_path, scheme):
+    """What speaks no HTTP, and a certificate of an authority that only Prefect's settings name."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate(tmp_path / "pem"))
+
+    def answer(listening):
+        connection, _ = listening.accept()
+        with connection:
+            if scheme == "http":
+                connection.recv(1000)
+                connection.sendall(b"SSH-2.0\r\n")
+                return
+            with pytest.raises(ssl.SSLError):
+                context.wrap_socket(connection, server_side=True)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=answer, args=(listening,))
+        thread.start()
+        port = listening.getsockname()[1]
+        assert script("worker").no_answer(f"{scheme}://127.0.0.1:{port}/api/health") is None
+        thread.join()

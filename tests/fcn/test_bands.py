@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 
 import numpy as np
 import pytest
@@ -76,6 +77,37 @@ def test_signed_integers_become_floats_unless_these_do_not_hold_them() -> None:
     assert (found.dtype, found.tolist()) == (np.float32, [[-12.0, 2.0**24]])
     with pytest.raises(BandError, match="values from -12 to 16,777,217; save integers"):
         decode_band(encoded(np.array([[-12, 2**24 + 1]], np.int32)))
+
+
+def tiff(kind: int, bits: int, values: bytes) -> bytes:
+    """A TIFF of one row of two gray values, of a sample format that Pillow does not write."""
+    tags = [(256, 2), (257, 1), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1)]
+    tags += [(279, len(values)), (339, kind)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    start = struct.pack("<2sHI", b"II", 42, 8 + len(values))
+    return start + values + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def test_integers_without_a_sign_keep_their_values() -> None:
+    found = decode_band(tiff(1, 32, struct.pack("<II", 7, 2**24)))
+    assert (found.dtype, found.tolist()) == (np.float32, [[7.0, 2.0**24]])
+    with pytest.raises(BandError, match=r"values from 7 to 4,294,967,295; save integers"):
+        decode_band(tiff(1, 32, struct.pack("<II", 7, 2**32 - 1)))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (tiff(1, 4, b"\x12"), "4 bits; save"),
+        (encoded(np.zeros((1, 2), np.uint8), "PNG", bits=4), "4 bits; save"),
+        (tiff(2, 8, b"\x07\xff"), "8 bits, one of them the sign; save"),
+        (tiff(3, 64, struct.pack("<dd", 7, 8)), "TIFF: .*; floats have to have 32 bits"),
+    ],
+    ids=["TIFF of 4 bits", "PNG of 4 bits", "signed bytes", "floats of 64 bits"],
+)
+def test_values_that_would_come_changed_are_refused(data: bytes, message: str) -> None:
+    with pytest.raises(BandError, match=message):
+        decode_band(data)
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,7 @@ fcn.decoding.serve = serve
     [
         "wire.REPLY.pack(wire.FOUND, 1, 1, 1 << 40)",
         "wire.REPLY.pack(wire.FOUND, 2, 2, 3) + bytes(3)",
+        "wire.REPLY.pack(wire.FOUND, 0, 2, 0)",
         "wire.REPLY.pack(wire.FAILED, 0, 0, 12) + b'annotations' + bytes([10])",
     ],
 )

@@ -35,6 +35,20 @@ assert torch._dynamo.utils.__file__
 assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 2
 """
 
+ASKED = """
+import sys
+from fcn.light import without_compiler
+with without_compiler():
+    import torch.compiler
+    assert "torch._dynamo.eval_frame" not in sys.modules
+    assert torch.compiler.disable(abs)(-2) == 2
+assert "torch._dynamo.eval_frame" in sys.modules
+"""
+
+
+def test_a_module_that_uses_the_compiler_while_it_is_imported_gets_it() -> None:
+    subprocess.run([sys.executable, "-c", ASKED], check=True, timeout=200)
+
 
 def test_torchvision_comes_without_the_compiler_which_comes_when_it_is_used() -> None:
     subprocess.run([sys.executable, "-c", STAND_IN], check=True, timeout=200)

@@ -118,12 +118,6 @@ def test_the_serving_model_is_not_the_file_that_was_promoted(
 def test_what_cannot_serve_is_refused_and_nothing_is_left(place: Path) -> None:
     with pytest.raises(StoreError, match="nothing there"):
         run(place, "mistyped")
-    assert not (place / "models").exists()
-    save(place / "other.safetensors", names=("ground", "circle"))
-    (place / "bad.safetensors").write_bytes(b"no model")
-    for name, text in (("other", "has 2 classes"), ("bad", "not a safetensors file")):
-        with pytest.raises(CheckpointError, match=text):
-            run(place, name)
     with pytest.raises(DatasetError, match="no split 'test'"):
         promote(
             str(place / "set"),
@@ -131,6 +125,12 @@ def test_what_cannot_serve_is_refused_and_nothing_is_left(place: Path) -> None:
             str(place / "models"),
             split="test",
         )
+    assert not (place / "models").exists()
+    save(place / "other.safetensors", names=("ground", "circle"))
+    (place / "bad.safetensors").write_bytes(b"no model")
+    for name, text in (("other", "has 2 classes"), ("bad", "not a safetensors file")):
+        with pytest.raises(CheckpointError, match=text):
+            run(place, name)
     assert list(stores.list_entries(f"{place}/models/")) == []
 
 

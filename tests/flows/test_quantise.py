@@ -13,6 +13,7 @@ from flows.predict import predict
 from flows.quantise import QuantiseConfig, quantise
 from flows.train import train
 from tasks import parts, stores
+from tasks.dataset import DatasetError
 from tasks.predict_config import PredictConfig
 from tasks.quantise import QuantiseError, spread
 from tasks.stores import StoreError
@@ -92,9 +93,16 @@ def test_a_model_is_quantised_once_and_never_overwritten(trained: Path, tmp_path
         quantise(str(trained / "set"), url, str(tmp_path / "again.safetensors"), config=config)
 
 
-def test_a_mistyped_model_leaves_nothing(trained: Path, tmp_path: Path) -> None:
+def test_a_mistyped_model_or_split_leaves_nothing(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="nothing there"):
         quantise(str(trained / "set"), str(trained / "none"), str(tmp_path / "new" / "q"))
+    with pytest.raises(DatasetError, match="no split 'tset'"):
+        quantise(
+            str(trained / "set"),
+            str(trained / "model.safetensors"),
+            str(tmp_path / "new" / "q"),
+            split="tset",
+        )
     assert not (tmp_path / "new").exists()
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from tasks.budget import band_pixel_bytes
 from tasks.collection import collect
 from tasks.engine import windows
 from tasks.manifest import read
-from tasks.pages import to_entries
+from tasks.pages import to_entries, to_page
 from tasks.plan import Plan, plan_run
 from tasks.predict_config import PredictConfig
 from tasks.shards import write_part
-from tasks.stores import StoreError
+from tasks.stores import Entry, StoreError
 from tests.fcn.models import varied_model
 from tests.tasks.containers import tar
 from tests.tasks.pictures import encoded, pixels, put, save_model
@@ -240,6 +241,16 @@ def test_images_of_parquet_files_have_their_bands_in_columns(
     assert row["mask"]["bytes"] == found["some.parquet/000000000"]["mask"]["bytes"]
 
 
+def test_a_band_that_is_gone_since_it_was_listed_is_named(folder: Path, model_url: str) -> None:
+    output = str(folder / "out")
+    plan = plan_run(str(folder / "images/**/0.png"), model_url, output, CONFIG)
+    (folder / "bands-height/a/0.tif").unlink()
+    write_part(plan.manifest, plan.missing[0], model_url, CONFIG)
+    (row,) = rows(output).values()
+    assert row["error_class"] == "ObjectVanished"
+    assert row["error"].startswith("band height: nothing there")
+
+
 def _tar(folder: Path, data: bytes) -> str:
     stores.write_bytes(f"{folder}/shards/0.tar", tar(("0.png", data)))
     return str(folder / "shards")
@@ -265,8 +276,11 @@ def test_tar_files_and_lists_hold_no_bands(
 
 def test_a_whole_store_has_nothing_beside_it() -> None:
     put("memory://", {"0.png": b"x"})
+    image = Entry(key="0.png", url="memory://0.png", size=1, etag="")
     with pytest.raises(StoreError, match="has no folder beside it, where bands would be"):
-        list(find([], "memory://", ["depth"]))
+        list(find([to_page([image])], "memory://", ["depth"]))
+    inside = to_page([replace(image, container="memory://0.parquet", offset=0)])
+    assert list(find([inside], "memory://", ["depth"])) == [inside]  # in columns
 
 
 @pytest.mark.parametrize("page_rows", [1, 10_000])

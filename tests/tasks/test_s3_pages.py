@@ -131,6 +131,7 @@ REFUSED = {
     "file": (body(ONE, before='<!DOCTYPE x SYSTEM "file:///etc/hosts">'), "document type"),
     "no token": (body(ONE, "<IsTruncated>true</IsTruncated>"), "NextContinuationToken"),
     "no key": (body("<Contents><Size>3</Size></Contents>"), "KeyError: 'Key'"),
+    "other": (body("<body>Please log in</body>", root="html"), "it begins with <html>"),
     "size": (body("<Contents><Key>x</Key><Size>many</Size></Contents>"), "int"),
 }
 

@@ -18,7 +18,7 @@ class Answering(BaseHTTPRequestHandler):
     """Says that it is well."""
 
     def do_GET(self) -> None:
-        self.send_response(200)
+        self.send_response(404 if self.path.startswith("/wrong") else 200)
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -78,3 +78,12 @@ def test_a_server_that_was_never_there_is_given_up(server, caplog, monkeypatch):
     assert [line.partition(" (")[0] for line in caplog.messages] == [
         f"waiting for the Prefect server at {PREFECT_API_URL.value()} for 0 s"
     ]
+
+
+def test_credentials_in_the_url_of_a_server_are_not_shown(server, caplog, monkeypatch):
+    monkeypatch.setattr(server_wait, "PATIENCE", 0.0)
+    url = f"http://admin:secret@127.0.0.1:{server.server_port}/wrong"
+    with temporary_settings({PREFECT_API_URL: url}), pytest.raises(ServerError) as found:
+        wait_for_server()
+    assert "404" in str(found.value)
+    assert "secret" not in f"{found.value} {caplog.text}"

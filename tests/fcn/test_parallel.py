@@ -57,12 +57,15 @@ def assert_same_states(folder: Path, size: int) -> None:
 def assert_close_states(left: Path, right: Path) -> None:
     """Weights and statistics that are equal but for the order of summation.
 
-    A bias whose gradients nearly cancel has moved by 1e-6, of which rounding is a large part.
+    Rounding goes with the size of what is summed, so a weight is held against the largest of its
+    tensor: which of them end near 0, and what rounding is of these, is chance. A bias whose
+    gradients nearly cancel has moved by 1e-6, of which rounding is a large part.
     """
     tensors, others = (read_safetensors(path.read_bytes())[0] for path in (left, right))
     assert tensors.keys() == others.keys()
     for name in (name for name in tensors if name.startswith(("net.", "average."))):
-        torch.testing.assert_close(tensors[name], others[name], rtol=1e-4, atol=1e-6, msg=name)
+        bound = max(1e-6, 1e-4 * float(others[name].abs().max()))
+        torch.testing.assert_close(tensors[name], others[name], rtol=0, atol=bound, msg=name)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,14 @@ def disk() -> Iterator[Path]:
         place.rmdir()
 
 
+@pytest.fixture
+def readable() -> Iterator[Path]:
+    """A place that anybody may read, as pytest's own are not."""
+    with tempfile.TemporaryDirectory(prefix="fcn-readable-") as place:
+        Path(place).chmod(0o755)
+        yield Path(place)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """URL of a model file."""
@@ -133,9 +141,11 @@ def somebody_else(disk: Path) -> Iterator[None]:
     ],
 )
 def test_refused_writing_is_told_and_a_rerun_does_the_rest(
-    refusal: object, text: str, disk: Path, collection: str, model: str
+    refusal: object, text: str, disk: Path, readable: Path, collection: str, model: str
 ) -> None:
     output = str(disk / "out")
+    collection = shutil.copytree(collection, str(readable / "in"))
+    model = shutil.copy(model, str(readable / "model.safetensors"))
     plan = plan_run(collection, model, output, CONFIG)
     write_part_with(Brightness(), plan.manifest, 0, CONFIG)
     before = files(output)

@@ -26,10 +26,12 @@ class Answering(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server() -> Iterator[ThreadingHTTPServer]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     """Something that answers at the URL of the API, asked again once; it may be closed."""
     log = logging.getLogger("prefect.client")
     level, filters = log.level, list(log.filters)
+    log.filters.clear()  # another test of this process may have waited just now
+    monkeypatch.setattr(server_wait, "_waiting", server_wait._Waiting())
     with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/api"

@@ -138,19 +138,23 @@ KILLED = """{
 """What the webhook is posted then: the fields of `tasks.notify.summary`."""
 
 
+def _after_train() -> EventTrigger:
+    return EventTrigger(
+        expect={"prefect.flow-run.Completed"},
+        match=RUNS,
+        match_related=_deployed("train"),
+        posture=Posture.Reactive,
+        threshold=1,
+    )
+
+
 def evaluated(evaluate_id: UUID) -> Automation:
     """When train completes, evaluate scores its model; train itself has done so on val."""
     return Automation(
         name="fcn: evaluate after train",
         description="Fill in split, such as test, then switch it on.",
         enabled=False,
-        trigger=EventTrigger(
-            expect={"prefect.flow-run.Completed"},
-            match=RUNS,
-            match_related=_deployed("train"),
-            posture=Posture.Reactive,
-            threshold=1,
-        ),
+        trigger=_after_train(),
         actions=[
             RunDeployment(
                 deployment_id=evaluate_id,
@@ -171,13 +175,7 @@ def compared(promote_id: UUID) -> Automation:
         name="fcn: promote after train",
         description="Fill in models_url, where serving.json is or shall be, then switch it on.",
         enabled=False,
-        trigger=EventTrigger(
-            expect={"prefect.flow-run.Completed"},
-            match=RUNS,
-            match_related=_deployed("train"),
-            posture=Posture.Reactive,
-            threshold=1,
-        ),
+        trigger=_after_train(),
         actions=[
             RunDeployment(
                 deployment_id=promote_id,

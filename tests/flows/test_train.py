@@ -12,7 +12,11 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterType
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterType,
+)
 
 import fcn
 from fcn.errors import CheckpointError
@@ -173,14 +177,15 @@ def test_several_processes_train_as_one_task_and_score_as_one(
     with get_client(sync_client=True) as client:
         run_id = state.state_details.flow_run_id
         artifacts = client.read_artifacts(
-            artifact_filter=ArtifactFilter(type=ArtifactFilterType(any_=["progress"]))
+            artifact_filter=ArtifactFilter(
+                flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]),
+                type=ArtifactFilterType(any_=["progress"]),
+            )
         )
     lines = [log.message for log in caplog.records if log.name == "prefect.task_runs"]
     assert "training in 2 processes, through torchrun" in lines
     assert sum("mean IU" in line and "on 3 images of val" in line for line in lines) == 2
-    (progress,) = (
-        one for one in artifacts if one.flow_run_id == run_id and one.key == "train-progress"
-    )
+    (progress,) = (one for one in artifacts if one.key == "train-progress")
     assert progress.data == 100
     assert "16 of 16 images" in progress.description
 
@@ -228,9 +233,12 @@ def test_the_ui_shows_figures_and_pictures(tmp_path: Path) -> None:
         run = client.read_flow_run(state.state_details.flow_run_id)
         assert run.name == f"train {url} -> {tmp_path / 'run'}"
         artifacts = client.read_artifacts(
-            artifact_filter=ArtifactFilter(type=ArtifactFilterType(any_=["markdown", "table"]))
+            artifact_filter=ArtifactFilter(
+                flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]),
+                type=ArtifactFilterType(any_=["markdown", "table"]),
+            )
         )
-    found = {a.key: a.data for a in artifacts if a.flow_run_id == run.id}
+    found = {artifact.key: artifact.data for artifact in artifacts}
     assert found.keys() == {"evaluate-report", "evaluate-classes", "evaluate-hardest"}
     assert "data:image/" in found["evaluate-report"]
     assert "square" in found["evaluate-classes"]

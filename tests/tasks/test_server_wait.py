@@ -31,6 +31,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     log = logging.getLogger("prefect.client")
     level, filters = log.level, list(log.filters)
     log.filters.clear()  # another test of this process may have waited just now
+    log.setLevel(logging.INFO)  # and asked for its debug lines
     monkeypatch.setattr(server_wait, "_waiting", server_wait._Waiting())
     with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

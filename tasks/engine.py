@@ -9,18 +9,12 @@ Images are decoded in processes of their own (`fcn.decoders`), which the shards 
 """
 
 import atexit
-import errno
 import os
-import threading
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, partial
-from typing import Literal, Protocol
+from functools import cache
 
-import numpy as np
 import torch
 
 from fcn.bands import Band
@@ -28,8 +22,6 @@ from fcn.classes import Classes
 from fcn.decoders import Decoders, decoder_bytes
 from fcn.errors import ImageError
 from fcn.images import DecodedImage
-from fcn.masks import count_labels, encode_mask
-from fcn.predict import MAX_WHOLE_PIXELS, Prediction
 from tasks.bands import BandFiles, expected_bytes, stacked
 from tasks.bands import read as read_with_bands
 from tasks.budget import (
@@ -42,10 +34,26 @@ from tasks.budget import (
     prefetched,
 )
 from tasks.cores import Cores
-from tasks.part_file import HeadMask, Row
+from tasks.networks import Networks, Outcome, Segmenter
+from tasks.part_file import Row
 from tasks.predict_config import PredictConfig
 from tasks.read_errors import ReadError
-from tasks.stores import Entry, StoreError, is_transient
+from tasks.rows import Encoder, MaskNotSaved, SaveMask, failed
+from tasks.seconds import Seconds, Stage
+from tasks.stores import Entry
+
+__all__ = [
+    "CORES",
+    "DECODERS",
+    "MaskNotSaved",
+    "SaveMask",
+    "Seconds",
+    "Segmenter",
+    "Stage",
+    "cores_of",
+    "segment",
+    "windows",
+]
 
 WINDOW_BYTES = 32 << 20
 """Encoded bytes of a window, unless the budget is small; each shard has two in memory."""
@@ -56,14 +64,7 @@ BATCH_PIXELS = 16_000_000
 BATCH_IMAGES = 16
 """Images of a batch, unless `PredictConfig.batch_size` asks for more."""
 
-MAX_ERROR_TEXT = 500
 THREADS = max(2, min(8, os.cpu_count() or 2))
-
-Stage = Literal["read", "decode", "network", "encode", "write"]
-SaveMask = Callable[..., str]
-"""Puts the PNG mask of a key, and as a third argument of a further head, and returns its URL."""
-
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 CORES = Cores(torch.get_num_threads())
 """What runs the networks of this process, for all shards in work."""
@@ -82,64 +83,6 @@ def cores_of(number: int | None) -> Cores:
 
 
 _other_cores = cache(Cores)  # for all shards in work
-
-
-class MaskNotSaved(Exception):
-    """A mask that cannot have an object of its own, such as for a name that is too long."""
-
-
-class Segmenter(Protocol):
-    """What the engine needs of a `fcn.Predictor`."""
-
-    @property
-    def classes(self) -> Classes:
-        """Classes of the label maps."""
-
-    @property
-    def side_by_side(self) -> bool:
-        """Whether it runs on the cores of this machine, an image a core.
-
-        Another, a GPU's, is called with a batch by every shard in work, in a thread of its own.
-        """
-
-    def predict(self, images: Sequence[np.ndarray]) -> list[Prediction]:
-        """Label maps and confidences of images, RGB uint8 ``H x W x 3`` or with bands, in order."""
-
-
-class Seconds:
-    """Busy time by stage, summed over threads; stages overlap, so the sum exceeds the clock.
-
-    Of the network it is that of all cores: a second of one core counts as much as its share.
-    ``by_image`` tells, by key, how much of decoding and of the network was an image's own.
-    """
-
-    def __init__(self) -> None:
-        self.by_stage: dict[Stage, float] = dict.fromkeys(
-            ("read", "decode", "network", "encode", "write"), 0.0
-        )
-        self.by_image: dict[str, float] = {}
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def measure(
-        self, stage: Stage, keys: Collection[str] = (), *, cores: float = 1.0
-    ) -> Iterator[None]:
-        """Add the time of a ``with`` block to a stage, and to images an equal share each.
-
-        Args:
-            stage: What is done.
-            keys: Of the images that it is done for.
-            cores: The share of the machine that does it.
-        """
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            seconds = time.perf_counter() - start
-            with self._lock:
-                self.by_stage[stage] += cores * seconds
-                for key in keys:
-                    self.by_image[key] = self.by_image.get(key, 0.0) + seconds / len(keys)
 
 
 def segment(
@@ -194,10 +137,11 @@ def segment(
         pixels.share() as pixel_share,
     ):
         engine = _Engine(
-            *(predictor, config, seconds, save_mask, advance, encoding, pixel_share),
-            further_classes=further_classes or {},
-            cores=cores or CORES,
-            bands=bands,
+            config,
+            seconds,
+            Networks(predictor, cores or CORES, seconds),
+            Encoder(predictor.classes, further_classes or {}, config, seconds, save_mask),
+            *(advance, encoding, pixel_share, bands),
         )
         for window, job in prefetched(
             list(windows(entries, limit)),
@@ -245,7 +189,7 @@ class _Image:
         return self.height * self.width
 
     def failed(self, error: Exception) -> Row:
-        return _failed(self.entry, error, (self.height, self.width))
+        return failed(self.entry, error, (self.height, self.width))
 
 
 class _Engine:
@@ -253,27 +197,23 @@ class _Engine:
 
     def __init__(
         self,
-        predictor: Segmenter,
         config: PredictConfig,
         seconds: Seconds,
-        save_mask: SaveMask | None,
+        networks: Networks,
+        encoder: Encoder,
         advance: Callable[[int], None],
         encoding: ThreadPoolExecutor,
         share: Share,
-        further_classes: Mapping[str, Classes],
-        cores: Cores,
         bands: Sequence[Band],
     ) -> None:
-        self.predictor = predictor
         self.config = config
         self.seconds = seconds
-        self.save_mask = save_mask
+        self.networks = networks
+        self.encoder = encoder
         self.advance = advance
         self.encoding = encoding
         self.share = share
-        self.further_classes = further_classes
-        self.label_bytes = LABEL_BYTES * (1 + len(further_classes))
-        self.cores = cores
+        self.label_bytes = LABEL_BYTES * (1 + len(encoder.further_classes))
         self.bands = bands
         self.pixel_bytes = PIXEL_BYTES + band_pixel_bytes(bands)
 
@@ -307,14 +247,14 @@ class _Engine:
     ) -> _Image | Row:
         """The image by its header, or the row that says what is wrong with it."""
         if isinstance(data, ReadError):
-            return _failed(entry, data)
+            return failed(entry, data)
         files = {name: file for name, file in bands.items() if isinstance(file, bytes)}
         unread = [file for file in bands.values() if not isinstance(file, bytes)]
         try:
             with self.seconds.measure("decode", [entry.key]):
                 height, width = DECODERS.size(data, max_pixels=self.config.max_image_pixels)
         except ImageError as error:
-            return _failed(entry, error)
+            return failed(entry, error)
         image = _Image(index=index, entry=entry, data=data, height=height, width=width, bands=files)
         return image.failed(unread[0]) if unread else image
 
@@ -343,113 +283,47 @@ class _Engine:
         self, batch: Sequence[_Image], jobs: Sequence[Future[DecodedImage | Exception]]
     ) -> dict[int, Future[Row]]:
         """The rows of a batch, its masks still being encoded, by their places in the window."""
-        decoded = [job.result() for job in jobs]
-        self.share.give(_decoders_bytes(batch))
-        predictions = iter(
-            self._predict(
-                {
-                    image.entry.key: found.pixels
-                    for image, found in zip(batch, decoded, strict=True)
-                    if isinstance(found, DecodedImage)
-                }
-            )
-        )
         encoding = {}
-        for image, found in zip(batch, decoded, strict=True):
-            outcome = found if isinstance(found, Exception) else next(predictions)
+        for image, (found, outcome) in zip(batch, self._outcomes(batch, jobs), strict=True):
             truncated = isinstance(found, DecodedImage) and found.truncated
-            encoding[image.index] = self.encoding.submit(self._row, image, outcome, truncated)
+            encoding[image.index] = self.encoding.submit(self._row, image, outcome(), truncated)
         return encoding
 
-    def _predict(self, images: Mapping[str, np.ndarray]) -> list[Prediction | Exception]:
-        """Predictions for images by key, in their order.
+    def _outcomes(
+        self, batch: Sequence[_Image], jobs: Sequence[Future[DecodedImage | Exception]]
+    ) -> list[tuple[DecodedImage | Exception, Callable[[], Outcome]]]:
+        """What was decoded of a batch, and what waits for the network's word on each."""
+        pairs = zip(batch, (job.result() for job in jobs), strict=True)
+        if self.networks.take_one_by_one(batch[0].pixels):
+            begun = [(found, self._begin(image, found)) for image, found in pairs]
+            self.share.give(_decoders_bytes(batch))
+            return begun
+        decoded = list(pairs)
+        self.share.give(_decoders_bytes(batch))
+        good = {i.entry.key: f.pixels for i, f in decoded if isinstance(f, DecodedImage)}
+        said = iter(self.networks.together(good))
+        outcomes = [f if isinstance(f, Exception) else next(said) for _, f in decoded]
+        return [(found, _known(one)) for (_, found), one in zip(decoded, outcomes, strict=True)]
 
-        An image that does not fit into memory even alone is an error of its own.
-        """
-        if not images:
-            return []
-        run = partial(self._run, images, 1.0)
-        if not self.predictor.side_by_side:
-            # In this thread: a GPU has the next shard's batch on its way while one is in work.
-            return self._predicted(images, run)
-        pixels = max(image.shape[0] * image.shape[1] for image in images.values())
-        if pixels * self.cores.number > MAX_WHOLE_PIXELS:
-            return self._predicted(images, self.cores.on_all(run).result)
-        jobs = {
-            key: self.cores.on_one(partial(self._run, {key: images[key]}, 1 / self.cores.number))
-            for key in images
-        }
-        return [
-            outcome
-            for key, job in jobs.items()
-            for outcome in self._predicted({key: images[key]}, job.result)
-        ]
+    def _begin(self, image: _Image, found: DecodedImage | Exception) -> Callable[[], Outcome]:
+        """Have the network begin with an image while those behind it are being decoded."""
+        if isinstance(found, Exception):
+            return _known(found)
+        return self.networks.begin(image.entry.key, found.pixels)
 
-    def _predicted(
-        self, images: Mapping[str, np.ndarray], found: Callable[[], list[Prediction | Exception]]
-    ) -> list[Prediction | Exception]:
-        try:
-            return found()
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            if len(images) == 1:
-                return [error]
-        return [one for key in images for one in self._predict({key: images[key]})]
-
-    def _run(self, images: Mapping[str, np.ndarray], cores: float) -> list[Prediction | Exception]:
-        with self.seconds.measure("network", images, cores=cores):
-            return list(self.predictor.predict(list(images.values())))
-
-    def _row(self, image: _Image, outcome: Prediction | Exception, truncated: bool) -> Row:
+    def _row(self, image: _Image, outcome: Outcome, truncated: bool) -> Row:
         try:
             if isinstance(outcome, Exception):
                 return image.failed(outcome)
-            return self._encode(image, outcome, truncated)
+            return self.encoder.row(image.entry, outcome, truncated=truncated)
+        except MaskNotSaved as error:
+            return image.failed(error)
         finally:
             self.share.give(self.label_bytes * image.pixels)
 
-    def _encode(self, image: _Image, prediction: Prediction, truncated: bool) -> Row:
-        try:
-            first = self._mask(image, prediction, self.predictor.classes)
-            further = {
-                name: self._mask(image, prediction.further[name], classes, name)
-                for name, classes in self.further_classes.items()
-            }
-        except StoreError as error:
-            if is_transient(error) or getattr(error.__cause__, "errno", None) in _FULL:
-                raise
-            return image.failed(MaskNotSaved(str(error)))
-        return Row(
-            entry=image.entry,
-            status="partial" if truncated else "ok",
-            height=prediction.label.shape[0],
-            width=prediction.label.shape[1],
-            further=further,
-            **vars(first),
-        )
 
-    def _mask(
-        self, image: _Image, prediction: Prediction, classes: Classes, *head: str
-    ) -> HeadMask:
-        """The mask of one head, whose name is given unless it is the first.
-
-        Raises:
-            StoreError: it cannot be put where the png sink wants it.
-        """
-        label, mask_format = prediction.label, self.config.mask_format
-        with self.seconds.measure("encode"):
-            mask = encode_mask(label, classes.palette, mask_format=mask_format)
-            counts = count_labels(label, len(classes))
-        mask_path = f"{image.entry.key}.png" if mask_format == "png" else None
-        if self.save_mask:
-            png = mask if mask_format == "png" else encode_mask(label, classes.palette)
-            with self.seconds.measure("write"):
-                mask_path = self.save_mask(image.entry.key, png, *head)
-        return HeadMask(
-            mask=mask if "parquet" in self.config.sinks else None,
-            mask_path=mask_path,
-            class_pixels=counts,
-            confidence=prediction.confidence,
-        )
+def _known(outcome: Outcome) -> Callable[[], Outcome]:
+    return lambda: outcome
 
 
 def _batches(images: Sequence[_Image], num_images: int, num_pixels: int) -> list[Sequence[_Image]]:
@@ -471,16 +345,3 @@ def _decoders_bytes(batch: Sequence[_Image]) -> int:
         for image in batch
     )
     return sum(needs[-DECODERS.number :])
-
-
-def _failed(entry: Entry, error: Exception, size: tuple[int, int] | None = None) -> Row:
-    height, width = size or (None, None)
-    text = str(error).encode("utf-8", "replace").decode()[:MAX_ERROR_TEXT]
-    return Row(
-        entry=entry,
-        status="failed",
-        height=height,
-        width=width,
-        error_class=type(error).__name__,
-        error=text or type(error).__name__,
-    )

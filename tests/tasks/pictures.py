@@ -4,6 +4,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from PIL import Image
 import fcn
 from fcn.input import TORCHVISION
 from tasks import stores
+from tasks.engine import Seconds, segment
 from tasks.manifest import Manifest, ModelCard, RunCard, read, write
+from tasks.part_file import Row
 from tasks.predict_config import PredictConfig, run_digest
 
 CLASSES = fcn.Classes(("dark", "medium", "bright"), ((0, 0, 0), (128, 128, 0), (0, 128, 255)))
@@ -114,3 +117,11 @@ def planned(
     )
     write(output_url, card, entries)
     return read(output_url, run)
+
+
+def rows_of(prefix: str, predictor: Any = None, **settings: Any) -> dict[str, Row]:
+    """The rows of everything below a prefix, by key."""
+    entries = list(stores.list_entries(prefix))
+    rows = segment(entries, predictor or Brightness(), PredictConfig(**settings), seconds=Seconds())
+    assert [row.entry for row in rows] == entries
+    return {row.entry.key: row for row in rows}

@@ -5,6 +5,7 @@ import hashlib
 import json
 import struct
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -170,6 +171,13 @@ def load(file: bytes | str | Path | BinaryIO) -> Model:
         OSError: The file cannot be opened.
     """
     data = file_bytes(file)
+    with ThreadPoolExecutor(1) as beside:  # hashing takes longest, and lets the interpreter go
+        digest = beside.submit(_weights_digest, data)
+        return _load(data, digest)
+
+
+def _load(data: bytes, digest: Future[str]) -> Model:
+    """`load` of a file's bytes, whose digest is on its way."""
     tensors, metadata = read_safetensors(data)
     card = _read_card(metadata)
     try:
@@ -204,7 +212,7 @@ def load(file: bytes | str | Path | BinaryIO) -> Model:
         raise CheckpointError(
             f"the model card has a range for {unknown[0]!r}, no convolution of {net.backbone}"
         )
-    if card.sha256 not in (None, _weights_digest(data)):
+    if card.sha256 not in (None, digest.result()):
         raise CheckpointError(
             "the weights are not those that were saved: their SHA-256 differs from the one on the "
             "model card; copy the file again, or train again"

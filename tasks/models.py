@@ -3,6 +3,7 @@
 import hashlib
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,13 +51,23 @@ def read_model(model_url: str) -> bytes:
         CheckpointError: it is named after its digest, and has another one.
     """
     data = stores.read_bytes(model_url)
+    if _UNDER_DIGEST.search(model_url):
+        _check_name(model_url, _digest(data))
+    return data
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _check_name(model_url: str, digest: str) -> None:
+    """Compare the digest of a file with the one that it is named after, if it is."""
     named = _UNDER_DIGEST.search(model_url)
-    if named and hashlib.sha256(data).hexdigest() != named[1]:
+    if named and digest != named[1]:
         raise CheckpointError(
             f"model {stores.redact(model_url)} has another SHA-256 than its name says: it is "
             "damaged or was replaced; put the model back, or promote another one"
         )
-    return data
 
 
 def is_same(model: Entry, card: ModelCard) -> bool:
@@ -85,11 +96,16 @@ def load_model(model: Entry, config: PredictConfig) -> LoadedModel:
 
 def _load(model: Entry, config: PredictConfig) -> LoadedModel:
     place = stores.redact(stores.absolute(model.url))
-    data = read_model(model.url)
-    try:
-        loaded = fcn.load(data)
-    except CheckpointError as error:
-        raise CheckpointError(f"model {place}: {error}") from error
+    data = stores.read_bytes(model.url)
+    with ThreadPoolExecutor(1) as beside:  # a second for half a gigabyte, and `fcn.load` another
+        hashing = beside.submit(_digest, data)
+        try:
+            loaded = fcn.load(data)
+        except CheckpointError as error:
+            _check_name(model.url, hashing.result())
+            raise CheckpointError(f"model {place}: {error}") from error
+        digest = hashing.result()
+    _check_name(model.url, digest)
     make = partial(
         fcn.Predictor,
         loaded,
@@ -104,7 +120,7 @@ def _load(model: Entry, config: PredictConfig) -> LoadedModel:
         url=place,
         size=model.size,
         etag=model.etag,
-        digest=hashlib.sha256(data).hexdigest(),
+        digest=digest,
         classes=loaded.classes.to_json(),
         ignore_index=loaded.classes.ignore_index,
         further_classes={name: c.to_json() for name, c in loaded.further_classes.items()},

@@ -12,8 +12,10 @@ import pytest
 
 from fcn.errors import CheckpointError
 from tasks import serving, stores
-from tasks.models import read_model
+from tasks.models import find_model, load_model, read_model
+from tasks.predict_config import PredictConfig
 from tasks.serving import PromoteError, Promotion
+from tests.tasks.pictures import save_model
 
 
 def promotion(number: int, sha256: str = "a" * 64, **changes: Any) -> Promotion:
@@ -57,6 +59,20 @@ def test_a_promoted_model_is_never_written_twice_and_is_checked(models_url: str)
     for use in (lambda: read_model(url), lambda: serving.keep_model(models_url, b"weights")):
         with pytest.raises(CheckpointError, match="another SHA-256 than its name says"):
             use()
+
+
+def test_a_run_loads_no_other_model_than_the_name_says(tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    data = (tmp_path / "model").read_bytes()
+    url = str(tmp_path / f"{hashlib.sha256(data).hexdigest()}.safetensors")
+    save_model(Path(url), seed=1)
+    for replaced in (Path(url).read_bytes(), b"no model at all"):
+        stores.write_bytes(url, replaced)
+        with pytest.raises(CheckpointError, match="another SHA-256 than its name says"):
+            load_model(find_model(url), PredictConfig(device="cpu"))
+    stores.write_bytes(url, data)
+    card = load_model(find_model(url), PredictConfig(device="cpu")).card
+    assert f"{card.digest}.safetensors" == Path(url).name
 
 
 def test_of_two_promotions_over_the_same_model_the_second_fails(models_url: str) -> None:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fcn import errors, wire
 from fcn.errors import DecoderCrashed, DecoderTimedOut, ImageError
+from fcn.headers import plain_jpeg_size
 from fcn.images import DecodedImage
 from fcn.pillow import format_name
 
@@ -90,6 +91,9 @@ class Decoders:
             ImageError: as there, or `DecoderCrashed`, or `DecoderTimedOut`.
             RuntimeError: no decoding process can be started.
         """
+        plain = plain_jpeg_size(data)
+        if plain and plain[0] * plain[1] <= max_pixels:
+            return plain
         _, height, width, _ = self._ask(wire.SIZE, data, max_pixels)
         return height, width
 

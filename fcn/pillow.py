@@ -133,7 +133,7 @@ def truncated_image(data: bytes) -> TruncatedImage:
 
 def format_name(data: bytes) -> str | None:
     """What these bytes start as, such as "JPEG"; None for what has no signature."""
-    return _format_of(data)[0]
+    return next((name for signature, name, _ in _SIGNATURES if data.startswith(signature)), None)
 
 
 def _format_of(data: bytes) -> tuple[str | None, bool]:

@@ -38,7 +38,7 @@ def receive_into(connection: socket.socket, target: memoryview) -> bool:
         OSError: the connection broke.
     """
     while target:
-        count = connection.recv_into(target)
+        count = connection.recv_into(target, len(target), socket.MSG_WAITALL)  # all in one call
         if not count:
             return False
         target = target[count:]

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from fcn.checkpoint import Model
 from fcn.device import Precision, find_device
 from fcn.errors import BackendError
-from fcn.layers import to_layers
+from fcn.layers import to_layers, to_layers_and_weights
 
 Backend = Literal["auto", "torch", "onnxruntime", "openvino"]
 RunsOn = Literal["torch", "onnxruntime", "openvino"]
@@ -105,9 +106,12 @@ def make_runtime(model: Model, backend: RunsOn) -> Runtime:
 
 
 def _make(model: Model, backend: RunsOn, *, on_one: bool) -> Runtime:
-    data = to_layers(model)
+    if backend == "openvino":
+        make = partial(_openvino, *to_layers_and_weights(model), on_one=on_one)
+    else:
+        make = partial(_onnxruntime, to_layers(model))
     try:
-        return _openvino(data, on_one) if backend == "openvino" else _onnxruntime(data)
+        return make()
     except (RuntimeError, ImportError) as error:
         raise BackendError(f"{backend} cannot run {model.net.backbone}: {error}") from error
 
@@ -116,7 +120,7 @@ def _missing(backend: str) -> list[str]:
     return [name for name in (backend, "onnx") if find_spec(name) is None]
 
 
-def _openvino(data: bytes, on_one: bool) -> Runtime:
+def _openvino(data: bytes, weights: Mapping[str, np.ndarray], *, on_one: bool) -> Runtime:
     # Importing openvino reports the use to its makers over the network, unless this is absent.
     telemetry = sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino  # type: ignore[import-untyped]  # noqa: PLC0415
@@ -131,7 +135,15 @@ def _openvino(data: bytes, on_one: bool) -> Runtime:
         "INFERENCE_NUM_THREADS": cores if on_one else torch.get_num_threads(),
         "ENABLE_CPU_PINNING": False,  # cores are shared with decoding
     }
-    compiled = core.compile_model(core.read_model(data, b""), "CPU", settings)
+    layers = core.read_model(data, b"")
+    for parameter in layers.get_parameters():
+        name = parameter.get_friendly_name()
+        if name in weights:
+            constant = openvino.op.Constant(weights[name], shared_memory=True)
+            for target in parameter.output(0).get_target_inputs():
+                target.replace_source_output(constant.output(0))
+            layers.remove_parameter(parameter)
+    compiled = core.compile_model(layers, "CPU", settings)
     of_thread = threading.local()
 
     def run(pixels: np.ndarray) -> list[Tensor]:

@@ -11,7 +11,7 @@ work on integers too. Batch normalisation goes into the weights.
 """
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,9 @@ OPSET = 17
 
 # Numbers of fields of ModelProto, GraphProto and TensorProto, in onnx.proto.
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
+
+LARGE_BYTES = 1 << 20
+"""Of weights that `to_layers_and_weights` leaves out."""
 
 MAX_WEIGHT = 63
 """Largest integer of a weight. Two products with uint8 then fit into 16 bits, into which
@@ -59,16 +62,39 @@ def to_layers(model: Model) -> bytes:
         ModuleNotFoundError: onnx is not installed.
         ValueError: a layer that no trunk of `fcn.trunks` has.
     """
+    return _file(_Graph(model), ())
+
+
+def to_layers_and_weights(model: Model) -> tuple[bytes, dict[str, NDArray[Any]]]:
+    """`to_layers` without the large weights, which are inputs of the graph, and these by name.
+
+    For a runtime that takes them as they lie in memory: half a gigabyte need not be written.
+    """
+    graph = _Graph(model)
+    large = {
+        name: np.ascontiguousarray(value)
+        for name, value in graph.constants
+        if value.dtype == np.float32 and value.ndim == 4 and value.nbytes >= LARGE_BYTES
+    }
+    return _file(graph, large), large
+
+
+def _file(graph: "_Graph", apart: Collection[str]) -> bytes:
     from onnx import TensorProto, helper  # noqa: PLC0415 - an extra, see `fcn.backends`
 
-    graph = _Graph(model)
-    shape: list[str | int | None] = ["N", model.net.num_classes, None, None]
-    pixels = TensorProto.UINT8 if model.input.dtype == np.uint8 else TensorProto.FLOAT
-    seen: list[str | int | None] = ["N", "H", "W", model.input.num_channels]
+    spec = graph.input
+    shape: list[str | int | None] = ["N", graph.num_classes, None, None]
+    pixels = TensorProto.UINT8 if spec.dtype == np.uint8 else TensorProto.FLOAT
+    seen: list[str | int | None] = ["N", "H", "W", spec.num_channels]
+    weights = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, value.shape)
+        for name, value in graph.constants
+        if name in apart
+    ]
     nodes = helper.make_graph(
         graph.nodes,
         "layers",
-        [helper.make_tensor_value_info("image", pixels, seen)],
+        [helper.make_tensor_value_info("image", pixels, seen), *weights],
         [helper.make_tensor_value_info(n, TensorProto.FLOAT, shape) for n in graph.outputs],
     )
     whole = helper.make_model(nodes, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
@@ -77,6 +103,8 @@ def to_layers(model: Model) -> bytes:
     # one another, so that those of the weights can be written without it, and once.
     constants: list[bytes | memoryview] = []
     for name, value in graph.constants:
+        if name in apart:
+            continue
         kind = helper.np_dtype_to_tensor_dtype(value.dtype)
         tensor = TensorProto(name=name, data_type=kind, dims=value.shape).SerializeToString()
         numbers = np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
@@ -100,6 +128,7 @@ class _Graph:
     """Nodes and constants in the order in which the network computes, and names of its outputs."""
 
     def __init__(self, model: Model) -> None:
+        self.input, self.num_classes = model.input, model.net.num_classes
         traced = fx.symbolic_trace(_Maps(model).eval())
         self.layers = dict(traced.named_modules())
         self.ranges = model.ranges or {}

@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import save
 
 import fcn
-from fcn import backends
+from fcn import backends, layers
 from fcn.averaging import AveragedPredictor
 from fcn.backends import find_backend
 from fcn.checkpoint import read_safetensors
 from fcn.errors import BackendError, CheckpointError, DeviceError
 from fcn.export import to_onnx
 from fcn.input import CAFFE
-from fcn.layers import to_layers
+from fcn.layers import to_layers, to_layers_and_weights
 from fcn.quantise import quantise
 from tests.fcn.models import varied_model
 
@@ -95,6 +95,22 @@ def test_skips_that_are_scaled_down_are_those_of_torch(rng) -> None:
     for runtime in RUNTIMES:
         found = scores(fcn.Predictor(model, backend=runtime), image)
         np.testing.assert_allclose(found, expected, atol=1e-5 * abs(expected).max())
+
+
+def test_weights_that_openvino_is_handed_in_memory_give_the_same_bits(
+    squeezenet, quantised, rng, monkeypatch
+) -> None:
+    pictures = images(rng)
+    for model, some in ((squeezenet, 1), (quantised, 0)):  # integers are written into the file
+        found = []
+        for least in (1 << 40, 1 << 12):
+            monkeypatch.setattr(layers, "LARGE_BYTES", least)
+            weights = to_layers_and_weights(model)[1]
+            assert (len(weights) > 15) == (least == 1 << 12 and some == 1)
+            found.append(fcn.Predictor(model, backend="openvino").predict(pictures))
+        for one, other in zip(*found, strict=True):
+            assert np.array_equal(one.label, other.label)
+            assert one.confidence == other.confidence
 
 
 @pytest.mark.parametrize(("backbone", "width"), [("vgg11", 512), ("caffenet", 256)])

@@ -20,7 +20,6 @@ squeezenet1_1 --height 40 --width 56 --images 6 --batch-sizes 2`` tries it out.
 """
 
 import argparse
-import io
 import itertools
 import math
 import os
@@ -28,35 +27,27 @@ import platform
 import shlex
 import statistics
 import sys
-import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from textwrap import fill
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torchvision
-from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # run as a file, from a checkout that nothing installed
 
+from benchmarks.gpu_end_to_end import EndToEnd  # noqa: E402
 from fcn import images as decoding  # noqa: E402
-from fcn.decoders import Decoders  # noqa: E402
 from fcn.geometry import CoordinateMap  # noqa: E402
 from fcn.graphs import Graph  # noqa: E402
 from fcn.input import TORCHVISION  # noqa: E402
-from fcn.masks import count_labels, encode_mask  # noqa: E402
 from fcn.model import FCN  # noqa: E402
-from fcn.streams import Labeller, Streams, banded_winners, find_fused, on_gpu  # noqa: E402
+from fcn.streams import Labeller, banded_winners, find_fused, on_gpu  # noqa: E402
 from fcn.upsample import Upscore  # noqa: E402
 from fcn.winners import winners  # noqa: E402
 
@@ -263,111 +254,15 @@ class Bench:
 
     def end_to_end(self, num: int) -> Table:
         """JPEGs of a folder to masks in a Parquet file, with all cores decoding."""
-        cores = os.cpu_count() or 1
+        sizes = sorted({self.batch_sizes[0], 8, self.fastest} & {*self.batch_sizes})
+        whole = EndToEnd(self.net, self.device, self.size, NUM_CLASSES)
+        alone, rates = whole.rates(num, sizes)
         heads = ["batch", "img/s", "share of bare, %", "decoding alone, img/s"]
-        with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(cores) as pool:
-            paths = write_jpegs(Path(folder), num, *self.size)
-            decoders = Decoders(cores)
-            try:
-                decode = partial(decoded, decoders, self.size[0] * self.size[1])
-                list(pool.map(decode, paths[: 4 * cores]))  # the processes start
-                start = time.perf_counter()
-                deque(pool.map(decode, paths), maxlen=0)
-                alone = len(paths) / (time.perf_counter() - start)
-                rows = []
-                begin = self.begin()
-                for size in sorted({self.batch_sizes[0], 8, self.fastest} & {*self.batch_sizes}):
-                    self.segment(paths[: 8 * size], size, decode, pool, begin, Path(folder))
-                    start = time.perf_counter()
-                    self.segment(paths, size, decode, pool, begin, Path(folder))
-                    rate = len(paths) / (time.perf_counter() - start)
-                    share = f"{100 * rate / self.rates[size]:.1f}"
-                    rows.append([str(size), f"{rate:.0f}", share, f"{alone:.0f}"])
-            finally:
-                decoders.close()
+        rows = [
+            [str(size), f"{rate:.0f}", f"{100 * rate / self.rates[size]:.1f}", f"{alone:.0f}"]
+            for size, rate in rates.items()
+        ]
         return "End to end, local JPEGs to PNG masks in Parquet", heads, rows
-
-    def begin(self) -> Callable[[Sequence[np.ndarray]], Callable[[], object]]:
-        """What starts a batch, as `fcn.Predictor` does on a GPU."""
-        if self.device.type == "cuda":
-            streams = Streams(self.net, TORCHVISION, [NUM_CLASSES])
-            return lambda images: streams.begin(images, self.window)
-
-        def start(images: Sequence[np.ndarray]) -> Callable[[], object]:
-            with torch.inference_mode():
-                label, sums = self.label(torch.from_numpy(np.stack(images)))
-            return lambda: ([label.numpy()], sums)
-
-        return start
-
-    def segment(
-        self,
-        paths: Sequence[Path],
-        size: int,
-        decode: Callable[[Path], np.ndarray],
-        pool: ThreadPoolExecutor,
-        begin: Callable[[Sequence[np.ndarray]], Callable[[], object]],
-        folder: Path,
-    ) -> None:
-        """Write a row for each image: name, mask, pixels by class, mean probability."""
-        rows: list[Future[dict[str, object]]] = []
-        batches: Iterator[tuple[Path, ...]] = (
-            tuple(paths[first : first + size]) for first in range(0, len(paths), size)
-        )
-        decoding_now: deque[tuple[tuple[Path, ...], list[Future[np.ndarray]]]] = deque()
-        in_work: deque[tuple[tuple[Path, ...], Callable[[], object]]] = deque()
-
-        def finish() -> None:
-            names, wait = in_work.popleft()
-            (label,), sums = wait()  # type: ignore[misc]
-            means = (sums[0] / (self.size[0] * self.size[1])).tolist()
-            rows.extend(pool.submit(row, *one) for one in zip(names, label, means, strict=True))
-
-        for batch in itertools.chain(batches, [()] * 4):
-            if batch:
-                decoding_now.append((batch, [pool.submit(decode, path) for path in batch]))
-            if decoding_now and (len(decoding_now) == 4 or not batch):
-                names, jobs = decoding_now.popleft()
-                in_work.append((names, begin([job.result() for job in jobs])))
-                if len(in_work) == 2:
-                    finish()
-        while in_work:
-            finish()
-        table = pa.Table.from_pylist([job.result() for job in rows])
-        pq.write_table(table, folder / "part.parquet", compression="none", use_dictionary=False)
-        assert table.num_rows == len(paths)
-
-
-def row(path: Path, label: np.ndarray, mean: float) -> dict[str, object]:
-    """What is written of an image."""
-    return {
-        "key": path.name,
-        "mask": encode_mask(label),
-        "class_pixels": count_labels(label, NUM_CLASSES),
-        "confidence": mean,
-    }
-
-
-def decoded(decoders: Decoders, max_pixels: int, path: Path) -> np.ndarray:
-    """Pixels of a file, by a process that decodes."""
-    return decoders.decode(path.read_bytes(), max_pixels=max_pixels).pixels
-
-
-def write_jpegs(folder: Path, num: int, height: int, width: int) -> list[Path]:
-    """Files about as large as photographs': shapes, and some noise; 32 different ones."""
-    rng = np.random.default_rng(0)
-    files = []
-    for _ in range(min(num, 32)):
-        small = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8))
-        smooth = np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
-        noisy = (smooth + rng.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(noisy).save(file, "JPEG", quality=85)
-        files.append(file.getvalue())
-    paths = [folder / f"{index:06}.jpg" for index in range(num)]
-    for path, data in zip(paths, itertools.cycle(files), strict=False):
-        path.write_bytes(data)
-    return paths
 
 
 def markdown(table: Table) -> list[str]:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from fcn.classes import Colour, voc_palette
 from fcn.errors import CorruptImage, LabelError, TruncatedImage
@@ -97,6 +98,10 @@ def decode_mask(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
 
 def count_labels(label: NDArray[Any], num_classes: int) -> list[int]:
     """Pixels of each class id of a label map H x W; ids beyond the classes add to the list."""
+    if label.dtype == np.uint8:  # Pillow counts bytes twice as fast as numpy
+        of_byte = np.sum([Image.fromarray(band).histogram() for band in _bands(label)], axis=0)
+        num_found = 1 + int(np.flatnonzero(of_byte)[-1])
+        return [int(count) for count in of_byte[: max(num_classes, num_found)]]
     bands = [np.bincount(band.ravel(), minlength=num_classes) for band in _bands(label)]
     counts = np.zeros(max(map(len, bands)), np.int64)
     for band in bands:

@@ -26,7 +26,8 @@ def winners(scores: Tensor) -> tuple[Tensor, Tensor]:
         Integers ``N x H x W``, uint8 up to 256 classes, and float64 ``N``.
     """
     if scores.device.type == "cpu":
-        below = scores.add_((0 - scores.amax(dim=1))[:, None])  # not -best: -0 + -0 is not 0
+        minus_best = scores.amax(dim=1).neg_().add_(0)  # without -0: -0 + -0 is not 0
+        below = scores.add_(minus_best[:, None])
         labels = _first_zero(below)
     else:
         best, labels = scores.max(dim=1)
@@ -41,4 +42,4 @@ def _first_zero(below: Tensor) -> Tensor:
     """The first class at which differences ``N x C x H x W``, none above zero, are zero."""
     last = below.shape[1] - 1
     from_last = torch.arange(last, -1, -1, dtype=torch.int32)[:, None, None]
-    return last - (below.view(torch.int32) + from_last).amax(dim=1)
+    return (below.view(torch.int32) + from_last).amax(dim=1).neg_().add_(last)

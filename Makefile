@@ -49,13 +49,18 @@ ui: $(INSTALLED) ## Serve the Prefect UI with a worker and the deployments (PORT
 
 bench: $(INSTALLED) ## Measure prediction, start, parts, sizes, growth, listing, training (20 minutes)
 	rm -rf work/bench
+	@timed() { \
+		begun=$$(date +%s); name=$$1; \
+		$(BIN)/python -m benchmarks."$$@" || exit 1; \
+		echo "$$name: $$(($$(date +%s) - begun)) seconds"; \
+	}; \
 	for name in prediction rivals shard_profile start limits sizes backends; do \
-		$(BIN)/python -m benchmarks.$$name || exit 1; \
-	done
-	$(BIN)/python -m benchmarks.growth --work work/bench/growth --keys 1000 10000 100000 1000000
-	$(BIN)/python -m benchmarks.listing --work work/bench/listing
-	@if test -d $(DATA)/camvid; then \
-		$(BIN)/python -m benchmarks.training --data $(DATA)/camvid --init $(DATA)/squeezenet/*.npz; \
+		timed $$name; \
+	done; \
+	timed growth --work work/bench/growth --keys 1000 10000 100000 1000000; \
+	timed listing --work work/bench/listing; \
+	if test -d $(DATA)/camvid; then \
+		timed training --data $(DATA)/camvid --init $(DATA)/squeezenet/*.npz; \
 	else echo "no real images at $(DATA): training is not measured (make bench DATA=...)"; fi
 
 bench-data: $(INSTALLED) ## Measure the main job on real images (DATA=the folder that holds them)

@@ -11,8 +11,9 @@ with the smallest and the largest, and the median ratio to eager within a turn. 
 random: no backend's time depends on them. With ``--compile`` torch.compile takes part; it
 compiles for minutes on two cores.
 
-With a dataset and a model trained on it, their scores on the split val by every backend.
-Writes ``docs/benchmarks/backends.md``.
+With a dataset and a model trained on it, their scores on the split val by every backend; without,
+the page keeps those that it has, with the command and machine that gave them. Writes
+``docs/benchmarks/backends.md``.
 """
 
 import argparse
@@ -38,10 +39,11 @@ from tasks.dataset import Samples, open_split, read_info
 from tasks.quantise import spread
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "backends.md"
-NETS = {"vgg16": 5, "squeezenet1_1": 40}
+NETS = {"vgg16": 4, "squeezenet1_1": 40}
 """Trunks of FCN-8s, and turns."""
 
 NUM_CLASSES, NUM_CALIBRATION = 21, 64
+ACCURACY = "## Accuracy"
 
 
 def random_model(backbone: str) -> fcn.Model:
@@ -135,9 +137,13 @@ def score(predictor: fcn.Predictor, samples: Samples) -> fcn.Scores:
     return fcn.Scores(sum(sample.confusion for sample in score_samples(predictor, samples)))
 
 
-def page(speed: Sequence[str], scores: Sequence[str], loads: Sequence[float]) -> str:
-    command = f"python -m benchmarks.backends {shlex.join(sys.argv[1:])}".strip()
+def command() -> str:
+    given = f"python -m benchmarks.backends {shlex.join(sys.argv[1:])}".strip()
     versions = ", ".join(f"{name} {version(name)}" for name in ("openvino", "onnxruntime", "onnx"))
+    return f"Command: `{given}`\n\n{describe()}\n{versions}; {torch.get_num_threads()} threads."
+
+
+def page(speed: Sequence[str], scores: str, loads: Sequence[float]) -> str:
     return "\n".join(
         [
             "# Backends on a CPU",
@@ -152,15 +158,18 @@ def page(speed: Sequence[str], scores: Sequence[str], loads: Sequence[float]) ->
             *speed,
             "",
             *([] if "--compile" in sys.argv else ["torch.compile: skipped, see `--compile`.", ""]),
-            *(["## Accuracy", "", *scores, ""] if scores else []),
-            f"Command: `{command}`",
-            "",
-            describe(),
-            f"{versions}; {torch.get_num_threads()} threads.",
+            command(),
             f"Load average before and after: {loads[0]:.1f}, {loads[1]:.1f}.",
             "",
+            scores,
         ]
     )
+
+
+def kept_scores() -> str:
+    """The scores that the page has, and how they were measured."""
+    text = PAGE.read_text("utf-8") if PAGE.exists() else ""
+    return "".join(text.partition(ACCURACY)[1:])
 
 
 def main() -> None:
@@ -176,7 +185,9 @@ def main() -> None:
     for net in args.nets:
         speed += measure(net, NETS[net], compile_=args.compile)
         print("\n".join(speed), flush=True)
-    scores = accuracy(args.dataset, args.model) if args.dataset and args.model else []
+    scores = kept_scores()
+    if args.dataset and args.model:
+        scores = "\n".join([ACCURACY, "", *accuracy(args.dataset, args.model), "", command(), ""])
     text = page(speed, scores, [before, os.getloadavg()[0]])
     if not args.dry:
         PAGE.write_text(text, encoding="utf-8")

@@ -10,11 +10,16 @@ classes to a uint8 label map. It runs twice, in the same threads as the pipeline
 one image, and an image a core, as the pipeline does it; the shares are of the latter, which is
 the faster one. A third column is the predictor itself on decoded images, a core each: with
 normalisation and confidence, which a row needs, and with labels read off band by band. (The first
-and the third, which no target stands on, are of a quarter of the images.) Pipeline: shards from
+and the third, which no target stands on, are of a sixth of the images.) Pipeline: shards from
 the manifest to committed parts (reading, decoding, network, labels and confidence, encoding,
 Parquet, writing) with the default settings, two shards in work, without Prefect. The two alternate
-over the same JPEGs; weights are random, which changes no cost but that of masks. Before the first
-image and after the last one nothing overlaps; on S3 that is a fifth of a second of every round.
+over the same JPEGs; weights are random, which changes no cost but that of masks.
+
+Before the first image and after the last one nothing overlaps. So a run's time is a start and an
+end, however many images there are, and a rate. Both follow from runs of six shards and of two of
+them, in turn: the rate is that of the four shards between, with all that a shard costs. (Shards of
+a real run have `PredictConfig.images_per_shard` images, and cost less of one.) The share of the
+bare network is told for both: of the rate, and of the whole round, start and end included.
 
 The S3 endpoint (`benchmarks.s3`) answers after 25 ms, from the same cores: its processor time,
 told apart, counts against the pipeline by the clock. Writes ``docs/benchmarks/prediction.md``.
@@ -46,15 +51,19 @@ from tasks import stores
 from tasks.engine import CORES
 from tasks.manifest import Manifest, ModelCard, RunCard, read, write
 from tasks.predict_config import PredictConfig
-from tasks.shards import write_part_with
+from tasks.shards import ShardReport, write_part_with
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "prediction.md"
-NETS = {"vgg16": 8, "resnet18": 32, "squeezenet1_1": 192}
-"""Trunks of FCN-8s, and images of a round: where shards begin and end counts in each."""
+NETS = {"vgg16": 6, "resnet18": 36, "squeezenet1_1": 192}
+"""Trunks of FCN-8s, and images of a round."""
+
+SHARDS, FEW = 6, 2
+"""Shards of a round, and of a short one."""
 
 COLUMNS = (
     *("trunk", "store", "bare, all cores on an image, img/s", "bare, an image a core"),
-    *("predictor alone", "pipeline", "share of bare, %", "of its processor time, %"),
+    *("predictor alone", "pipeline, rate", "start and end, s", "pipeline, whole round"),
+    *("share of bare: rate, %", "whole round, %", "processor time, %"),
     *("share of all cores on an image, %", "share of predictor, %"),
     *("read, ms", "decode", "network", "encode", "write", "S3 server"),
 )
@@ -132,21 +141,28 @@ class Case:
     bare: list[np.ndarray] = field(default_factory=list)
     alone: list[np.ndarray] = field(default_factory=list)
     pipeline: list[np.ndarray] = field(default_factory=list)
+    few: list[np.ndarray] = field(default_factory=list)
     stages: Counter[str] = field(default_factory=Counter)
     server: float = 0.0
 
     def line(self, net: str, store: str) -> str:
-        together, bare, alone, pipeline = (
-            np.array(rounds).T for rounds in (self.together, self.bare, self.alone, self.pipeline)
+        together, bare, alone, pipeline, few = (
+            np.array(rounds).T
+            for rounds in (self.together, self.bare, self.alone, self.pipeline, self.few)
         )
         share, processor_share = 100 * bare / pipeline
+        per_image = (pipeline[0] - few[0]) * SHARDS / ((SHARDS - FEW) * self.num_images)
+        fixed = pipeline[0] - per_image * self.num_images
         stages = [
             f"{1e3 * seconds / (self.num_images * len(self.pipeline)):.1f}"
             for seconds in [*self.stages.values(), self.server]
         ]
         cells = [
             *(net, store),
-            *(spread(self.num_images / case[0], 2) for case in (together, bare, alone, pipeline)),
+            *(spread(self.num_images / case[0], 2) for case in (together, bare, alone)),
+            *(spread(1 / per_image, 2), spread(fixed, 2)),
+            spread(self.num_images / pipeline[0], 2),
+            spread(100 * bare[0] / self.num_images / per_image),
             *(spread(share), spread(processor_share)),
             *(spread(100 * case[0] / pipeline[0]) for case in (together, alone)),
         ]
@@ -159,7 +175,20 @@ def spread(values: np.ndarray, digits: int = 1) -> str:
 
 
 def pipeline(case: Case, model: fcn.Predictor, manifest: Manifest, config: PredictConfig) -> None:
-    start, server = clock(), server_seconds()
+    """A round, counted into its case."""
+    server = server_seconds()
+    seconds, reports = segmented(model, manifest, config)
+    case.pipeline.append(seconds)
+    case.server += server_seconds() - server
+    for report in reports:
+        case.stages.update(report.stages)
+
+
+def segmented(
+    model: fcn.Predictor, manifest: Manifest, config: PredictConfig
+) -> tuple[np.ndarray, list[ShardReport]]:
+    """Seconds of a manifest's shards, and what they report."""
+    start = clock()
     with ThreadPoolExecutor(config.concurrency) as shards:
         reports = list(
             shards.map(
@@ -167,64 +196,59 @@ def pipeline(case: Case, model: fcn.Predictor, manifest: Manifest, config: Predi
                 range(manifest.num_shards),
             )
         )
-    case.pipeline.append(clock() - start)
-    case.server += server_seconds() - server
-    assert sum(report.part.ok for report in reports) == case.num_images
-    for report in reports:
-        case.stages.update(report.stages)
+    seconds = clock() - start
+    assert all(report.part.ok == report.part.rows for report in reports), "an image failed"
+    return seconds, reports
 
 
 def measure(net: str, place: str, rounds: int, num_images: int) -> Case:
-    """Alternating rounds of the bare network and of the pipeline, the first one not counted."""
+    """Alternating rounds of the bare network and of the pipeline, after a short one of each."""
     rng = np.random.default_rng(0)
     case, model = Case(num_images), predictor(net)
-    files = [photograph(rng) for _ in range(case.num_images)]
+    some, few = num_images // SHARDS, num_images * FEW // SHARDS
+    files = [photograph(rng) for _ in range(num_images)]
     for index, data in enumerate(files):
-        stores.write_bytes(f"{place}/{net}/images/{index:04}.jpg", data)
+        for folder in ("images", *(["few"] if index < few else [])):
+            stores.write_bytes(f"{place}/{net}/{folder}/{index:04}.jpg", data)
     images = [decode_image(data).pixels for data in files]
     tensors = ready_tensors(images)
-    config = PredictConfig(device="cpu", images_per_shard=max(1, case.num_images // 4))
-    for number in range(rounds + 1):
-        manifest = planned(f"{place}/{net}/images", f"{place}/{net}/out-{number}", config)
-        some = -(-case.num_images // 4)
+    config = PredictConfig(device="cpu", images_per_shard=some)
+
+    def segment(name: str, number: int) -> tuple[fcn.Predictor, Manifest, PredictConfig]:
+        manifest = planned(f"{place}/{net}/{name}", f"{place}/{net}/{name}-{number}", config)
+        return model, manifest, config
+
+    seconds_of([partial(bare, model, [tensor]) for tensor in tensors[:few]], CORES.on_one)
+    segmented(*segment("few", rounds))
+    for number in range(rounds):
         seconds = seconds_of([partial(bare, model, tensors[:some])], CORES.on_all)
-        case.together.append(seconds * (case.num_images / some))
+        case.together.append(seconds * (num_images / some))
         each = [partial(bare, model, [tensor]) for tensor in tensors]
         case.bare.append(seconds_of(each, CORES.on_one))
         each = [partial(model.predict, [image]) for image in images[:some]]
-        case.alone.append(seconds_of(each, CORES.on_one) * (case.num_images / some))
-        pipeline(case, model, manifest, config)
-        if not number:
-            case = Case(case.num_images)
+        case.alone.append(seconds_of(each, CORES.on_one) * (num_images / some))
+        pipeline(case, *segment("images", number))
+        case.few.append(segmented(*segment("few", number))[0])
     return case
 
 
-def page(lines: Sequence[str], loads: Sequence[float]) -> str:
-    return "\n".join(
-        [
-            "# Prediction: the pipeline against the bare network",
-            "",
-            "FCN-8s, 21 classes, JPEGs of 500 x 375, float32. Images a second, and the pipeline's",
-            "share of the bare network's rate with an image a core: medians of alternating rounds",
-            "over the same images, with the smallest and the largest. The share of processor time",
-            "is that of the bare network in that of the pipeline, its decoding processes included",
-            "and the S3 server not. Milliseconds are of work per image, summed over threads, of",
-            "the network those of all cores; stages overlap. The S3 server's are processor time.",
-            "",
-            f"| {' | '.join(COLUMNS)} |",
-            "|" + "---|" * len(COLUMNS),
-            *lines,
-            "",
-            "What these are is defined in `benchmarks/prediction.py`: predictor and pipeline also",
-            "compute the confidence, and the pipeline pays for the S3 server on the same cores.",
-            "",
-            command("prediction"),
-            "",
-            describe(),
-            f"Load average before and after: {loads[0]:.1f}, {loads[1]:.1f}.",
-            "",
-        ]
-    )
+HEAD = f"""# Prediction: the pipeline against the bare network
+
+FCN-8s, 21 classes, JPEGs of 500 x 375, float32. Images a second, and the pipeline's share of the
+bare network's rate with an image a core: medians of alternating rounds over the same images, with
+the smallest and the largest. A run takes its start and end once, and an image what the rate says;
+a whole round is of six small shards, with both. The share of processor time is that of the bare
+network in that of the pipeline, its decoding processes included and the S3 server not.
+Milliseconds are of work per image, summed over threads, of the network those of all cores; stages
+overlap. The S3 server's are processor time.
+
+| {" | ".join(COLUMNS)} |
+|{"---|" * len(COLUMNS)}"""
+
+NOTE = """
+What these are is defined in `benchmarks/prediction.py`: predictor and pipeline also compute the
+confidence, and the pipeline pays for the S3 server on the same cores.
+"""
 
 
 def main() -> None:
@@ -243,7 +267,8 @@ def main() -> None:
             )
             lines.append(case.line(net, store))
             print(lines[-1], flush=True)
-    text = page(lines, [before, os.getloadavg()[0]])
+    load = f"Load average before and after: {before:.1f}, {os.getloadavg()[0]:.1f}."
+    text = "\n".join([HEAD, *lines, NOTE, command("prediction"), "", describe(), load, ""])
     args.page.write_text(text, encoding="utf-8")
     print(text)
 

@@ -8,8 +8,8 @@ New processes in turn, files in the page cache: FCN-8s on two trunks, an image o
 backend; what is told is `fcn` as a library (import, model file, predictor, image) and
 ``python -m fcn predict`` as a command, with its mask and overlay. Beside them, what is not ours:
 Python alone, and with PyTorch imported. Seconds by the clock, from the start of the process to the
-end of each step: medians of rounds, with the smallest and the largest; the first round is not
-counted. Writes ``docs/benchmarks/start.md``.
+end of each step: medians of rounds, with the smallest and the largest, after a round of the small
+trunk that is not counted. Writes ``docs/benchmarks/start.md``.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def measure(folder: Path, nets: Sequence[str], rounds: int) -> list[str]:
         fcn.save(predictor(net).model, folder / net)
     for number in range(rounds + 1):
         turns = {("Python", ""): ended("-c", ""), ("import torch", ""): ended("-c", "import torch")}
-        for net in nets:
+        for net in nets if number else nets[-1:]:
             model = folder / net
             for backend in BACKENDS:
                 turns[f"fcn, {backend}", net] = library(model, image, backend)

@@ -42,7 +42,7 @@ from tasks.dataset import open_split, read_info
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "training.md"
 
-CROP, BATCH, WARM = (256, 320), 8, 5
+CROP, BATCH, WARM = (256, 320), 8, 4
 """Crops, images of a step, and steps of a turn that are not counted."""
 
 Turn = Iterator[tuple[float, float]]
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="CamVid's folder")
     parser.add_argument("--init", required=True, help="SqueezeNet's ImageNet weights (.npz)")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--steps", type=int, default=15)
     args = parser.parse_args()
     found: dict[str, list[tuple[float, float]]] = {"fcn-flows": [], "plain loop": []}
     with tempfile.TemporaryDirectory() as folder:

@@ -81,8 +81,8 @@ def make_runtime(model: Model, backend: RunsOn) -> Runtime:
     another it takes all that torch has there. It is made now for the thread that makes it,
     and for the other kind when such a thread first calls; scores are the same bits.
 
-    Memory holds the weights once more for each kind, in the runtime's own order, and for a moment
-    as a file.
+    Memory holds the weights once more for each kind, in the runtime's own order; for ONNX Runtime
+    also as a file, for a moment. OpenVINO may go on reading the model's own: they must not change.
 
     Raises:
         BackendError: the runtime refuses the network.

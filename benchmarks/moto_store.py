@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from subprocess import PIPE, Popen
@@ -16,10 +15,11 @@ from moto.server import ThreadedMotoServer
 def moto_bucket(name: str) -> Iterator[str]:
     """URL of a new bucket at such a server, to which the environment points from now on.
 
-    The server is no member of this process's group: signals for that do not reach it.
+    The server is no member of this process's group: signals for that do not reach it. It ends
+    when this process does.
     """
     command = [sys.executable, "-m", "benchmarks.moto_store"]
-    with Popen(command, stdout=PIPE, text=True, start_new_session=True) as server:
+    with Popen(command, stdin=PIPE, stdout=PIPE, text=True, start_new_session=True) as server:
         assert server.stdout
         try:
             os.environ |= {
@@ -36,13 +36,13 @@ def moto_bucket(name: str) -> Iterator[str]:
 
 
 def serve() -> None:
-    """Answer until the process ends; the endpoint is said first."""
+    """Answer until nobody holds the other end of the input; the endpoint is said first."""
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for every call
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     print(f"http://{host}:{port}", flush=True)
-    threading.Event().wait()
+    sys.stdin.read()
 
 
 if __name__ == "__main__":

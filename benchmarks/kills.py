@@ -9,7 +9,8 @@
 A *storm* is one output. Runs over it are killed with SIGKILL until one comes through, or until
 three race for the rest; two of these are stopped (SIGSTOP) somewhere and go on together when the
 third is through, as zombies. Then every file, row and mask of the output is compared with those
-of an undisturbed run (`benchmarks.outputs`), and the next storm begins.
+of an undisturbed run (`benchmarks.outputs`), and the next storm begins. The checkout has to stay
+as it is meanwhile: a manifest tells its commit.
 
 The kills are spread over the stores: files of this machine, moto's S3 server in a process of its
 own, or any URL that fsspec opens, with credentials and endpoint from the environment. Most runs

@@ -331,7 +331,7 @@ def main() -> None:
             for number, store in enumerate(args.stores):
                 if share := (kills + number) // len(args.stores):
                     lines.append(line(name, store, target, share, args.images, args.seed))
-    PAGE.write_text(page(args.images, lines), encoding="utf-8")
+                    PAGE.write_text(page(args.images, lines), encoding="utf-8")
 
 
 def line(

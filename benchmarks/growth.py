@@ -2,12 +2,12 @@
 
 ::
 
-    python -m benchmarks.growth --work DIR --keys 10000 100000 1000000
+    python -m benchmarks.growth --work DIR --keys 1000 10000 100000 1000000
 
 The collection is a Parquet list of that many URLs in random order; no image is there or read.
 The finished output comes from an honest null model: its parts are written by the project's
 own functions, with a constant label map as the mask of every image. Linux only, for the peak
-of memory of each step. Writes ``docs/benchmarks/growth.md``.
+of memory of each step. Writes ``docs/benchmarks/growth.md`` and its figure.
 """
 
 import argparse
@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 import fcn
 from benchmarks.machine import describe
@@ -30,10 +32,12 @@ from tasks import part_file, parts, stores
 from tasks.manifest import Manifest
 from tasks.manifest import read as read_manifest
 from tasks.part_file import Row
-from tasks.plan import plan_run
+from tasks.plan import Plan, plan_run
 from tasks.predict_config import PredictConfig
+from tasks.shards import PredictSummary, summarise
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "growth.md"
+FIGURE = PAGE.parents[1] / "images" / "growth.png"
 CONFIG = PredictConfig(images_per_shard=1000)
 CLASSES = fcn.Classes(("nothing", "something"), ((0, 0, 0), (255, 255, 255)))
 
@@ -66,6 +70,12 @@ def write_parts(work: Path) -> None:
         write_part(manifest, number, mask)
 
 
+def summary(work: Path) -> PredictSummary:
+    """What a run says at its end that found all parts there but the first."""
+    plan = Plan(manifest=read_manifest(f"{work}/out", 0), missing=(0,), num_deleted=0)
+    return summarise(plan, reports=(), seconds=1.0)
+
+
 def write_part(manifest: Manifest, number: int, mask: bytes) -> None:
     rows = [
         Row(
@@ -87,6 +97,8 @@ def write_part(manifest: Manifest, number: int, mask: bytes) -> None:
 
 HEAD = """# Planning by the number of keys
 
+![Seconds, and processor time per key, by the number of keys](../images/growth.png)
+
 | step | keys | seconds | CPU seconds | CPU µs per key | MiB before | MiB at the peak |
 |---|---|---|---|---|---|---|"""
 
@@ -96,6 +108,8 @@ NOTES = """
 - **nothing to do**: the same list against a finished output of one run; with and without its
   index (without, the footer of every part is read).
 - **write the index**: off the footers of all parts.
+- **summary**: of a run that found all parts there but one: the index, and of every part the
+  columns that tell its least confident images.
 - **resume**: one part of the finished output is missing; the list is not read.
 
 The parts come from a null model: a constant label map for every image, through the project's own
@@ -110,10 +124,18 @@ STEPS: dict[str, Callable[[Path, int], Any]] = {
     "nothing to do, no index": lambda work, _num: plan(work),
     "write the index": lambda work, _num: parts.write_index(f"{work}/out", CLASSES),
     "nothing to do": lambda work, _num: plan(work),
+    "summary": lambda work, _num: summary(work),
     "remove a part": lambda work, _num: stores.remove(parts.part_url(f"{work}/out", 0, 0)),
     "resume": lambda work, _num: plan(work),
 }
-SHOWN = ("plan", "nothing to do, no index", "write the index", "nothing to do", "resume")
+SHOWN = (
+    "plan",
+    "nothing to do, no index",
+    "write the index",
+    "nothing to do",
+    "summary",
+    "resume",
+)
 
 
 def measured(step: str, work: Path, num: int) -> dict[str, float]:
@@ -150,18 +172,41 @@ def page(rows: dict[tuple[str, int], dict[str, float]]) -> str:
     return "\n".join([HEAD, *lines, NOTES, command, "", describe(), ""])
 
 
+def figure(rows: dict[tuple[str, int], dict[str, float]]) -> Figure:
+    """Seconds by the clock, and processor time per key, by the number of keys."""
+    drawn = Figure(figsize=(9, 3.6), layout="constrained")
+    seconds, per_key = drawn.subplots(1, 2)
+    nums = sorted({num for _, num in rows})
+    for step in SHOWN:
+        found = [rows[step, num] for num in nums]
+        seconds.plot(nums, [row["seconds"] for row in found], marker="o", label=step)
+        microseconds = [1e6 * row["cpu"] / num for row, num in zip(found, nums, strict=True)]
+        per_key.plot(nums, microseconds, marker="o", label=step)
+    seconds.set_ylabel("seconds")
+    per_key.set_ylabel("processor µs per key")
+    axes: Axes
+    for axes in (seconds, per_key):
+        axes.set(xscale="log", yscale="log", xlabel="keys")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    drawn.legend(*seconds.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return drawn
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="where everything goes")
-    parser.add_argument("--keys", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--keys", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
     args = parser.parse_args()
     rows = {
         (step, num): measured(step, args.work / str(num), num)
         for num in args.keys
         for step in STEPS
     }
-    text = page({at: row for at, row in rows.items() if at[0] in SHOWN})
+    shown = {at: row for at, row in rows.items() if at[0] in SHOWN}
+    text = page(shown)
     PAGE.write_text(text, encoding="utf-8")
+    figure(shown).savefig(FIGURE, dpi=110)
     print(text)
 
 

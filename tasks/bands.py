@@ -15,7 +15,7 @@ there no longer or at last.
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -48,8 +48,10 @@ def find(
 ) -> Iterator[pa.Table]:
     """The images of a collection with the files of their bands, sorted by key as before.
 
-    Images and files meet by their keys less extension, for which both are sorted anew, see
-    `tasks.pages.sort`: memory holds pages, not listings.
+    Parquet files hold the bands of their images: only from the first image that is a file of its
+    own on is anything looked for beside the collection. Such images and files meet by their keys
+    less extension, for which both are sorted anew, see `tasks.pages.sort`: memory holds pages,
+    not listings.
 
     Args:
         pages: The images.
@@ -58,29 +60,29 @@ def find(
 
     Raises:
         StoreError: images, outside Parquet files, of a collection that has nothing beside it, or
-            a folder that cannot be listed; also while iterating.
+            a folder that cannot be listed; while iterating.
     """
+    rest = iter(pages)
+    for page in rest:
+        if page["container"].null_count:
+            yield from _with_files(chain([page], rest), collection_url, bands)
+        else:
+            yield page
+
+
+def _with_files(
+    pages: Iterable[pa.Table], collection_url: str, bands: Sequence[str]
+) -> Iterator[pa.Table]:
+    """`find` where some images are files of their own."""
     beside = _beside(collection_url)
     if beside is None:
-        return _all_inside(pages, collection_url)
+        raise StoreError(
+            f"{stores.redact(collection_url)} has no folder beside it, where bands would be; "
+            "put the images into a folder such as images/, with bands-NAME/ beside it"
+        )
     images = sort(map(_by_stem, pages))
     files = [sort(_listed(f"{beside}/bands-{band}")) for band in bands]
     return sort(_join(images, dict(zip(bands, files, strict=True))))
-
-
-def _all_inside(pages: Iterable[pa.Table], collection_url: str) -> Iterator[pa.Table]:
-    """The images of a collection with nothing beside it, if Parquet files hold them all.
-
-    Raises:
-        StoreError: an image that is a file of its own; while iterating.
-    """
-    for page in pages:
-        if page["container"].null_count:
-            raise StoreError(
-                f"{stores.redact(collection_url)} has no folder beside it, where bands would be; "
-                "put the images into a folder such as images/, with bands-NAME/ beside it"
-            )
-        yield page
 
 
 def _beside(collection_url: str) -> str | None:

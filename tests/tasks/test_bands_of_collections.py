@@ -241,6 +241,32 @@ def test_images_of_parquet_files_have_their_bands_in_columns(
     assert row["mask"]["bytes"] == found["some.parquet/000000000"]["mask"]["bytes"]
 
 
+def test_nothing_is_looked_for_beside_a_collection_whose_parquet_files_hold_all(
+    tmp_path: Path,
+) -> None:
+    row = {"image": b"image", "band_depth": b"band"}
+    (tmp_path / "tables").mkdir()
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "tables/b.parquet")
+    (tmp_path / "bands-depth").symlink_to("bands-depth")  # cannot be listed
+
+    def entries(pattern: str) -> list[Entry]:
+        where = f"{tmp_path}/{pattern}", str(tmp_path / "out")
+        pages = collect(*where, include=["*.png"], bands=["depth"])
+        return [entry for page in pages for entry in to_entries(page)]
+
+    for pattern in ("tables", "tables/*"):
+        assert [entry.key for entry in entries(pattern)] == ["b.parquet/000000000"]
+    put(str(tmp_path / "tables"), {"c.png": b"image"})
+    with pytest.raises(StoreError, match=r"cannot read .*/bands-depth"):
+        entries("tables/*")
+
+    (tmp_path / "bands-depth").unlink()
+    put(str(tmp_path / "bands-depth"), {"a.png": b"band", "c.png": b"band"})
+    put(str(tmp_path / "tables"), {"a.png": b"image"})
+    found = {entry.key: json.loads(entry.bands or "{}").keys() for entry in entries("tables/*")}
+    assert found == {"a.png": {"depth"}, "b.parquet/000000000": set(), "c.png": {"depth"}}
+
+
 def test_a_band_that_is_gone_since_it_was_listed_is_named(folder: Path, model_url: str) -> None:
     output = str(folder / "out")
     plan = plan_run(str(folder / "images/**/0.png"), model_url, output, CONFIG)

@@ -4,6 +4,7 @@ import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,6 +100,22 @@ def test_passing_troubles_are_tried_again_and_lasting_ones_become_reasons(site: 
     assert isinstance(found[2], ReadFailed)
     assert "503" in str(found[2])
     assert site.asked == {"/0/a": 1, "/2/b": 3, "/always/c": reading.ATTEMPTS}
+
+
+def test_pauses_double_and_are_no_two_times_the_same(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(reading, "time", SimpleNamespace(sleep=pauses.append))
+    for number in range(10):
+        read_objects([site.entry("0/a"), site.entry(f"always/{number}")])
+    of_one = reading.ATTEMPTS - 1
+    assert len(pauses) == 10 * of_one
+    chances = [
+        pause / (reading.FIRST_DELAY * 2 ** (place % of_one)) for place, pause in enumerate(pauses)
+    ]
+    assert all(0.5 <= chance <= 1.5 for chance in chances)
+    assert max(chances) - min(chances) > 0.5
 
 
 def test_signature_of_a_redirect_stays_out_of_the_reasons(site: Site) -> None:

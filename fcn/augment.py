@@ -3,16 +3,26 @@
 Bands (`fcn.bands`) behind the colours of an image are moved with it; their values are left alone.
 """
 
+from importlib import import_module
+from typing import Any
+
 import torch
 from torch import Generator, Tensor, nn
 from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
 
 SCALES = (0.5, 2.0)
 """Range of the random scale, as the usual recipes for segmentation take it."""
 
 JITTER = 0.3
 """Brightness, contrast and saturation vary by up to this share."""
+
+
+def _kernels() -> Any:
+    """Torchvision's functions, imported at the first use: torch's compiler comes with them.
+
+    That is a third of the processor time that a flow takes to start, and few train.
+    """
+    return import_module("torchvision.transforms.v2.functional")
 
 
 class Augment:
@@ -65,17 +75,17 @@ class Augment:
             int(torch.randint(side - cut + 1, (), generator=generator))
             for side, cut in zip(sides, window, strict=True)
         )
-        image = functional.crop(image, top, left, *window)
+        image = _kernels().crop(image, top, left, *window)
         maps = label if label.ndim == 3 else label[None]
-        maps = functional.crop(maps, top, left, *window)
+        maps = _kernels().crop(maps, top, left, *window)
         target = [min(n, max(1, round(w * scale))) for w, n in zip(window, size, strict=True)]
         if target != window:
             image = _resized(image, target)
-            maps = functional.resize(maps, target, InterpolationMode.NEAREST_EXACT)
+            maps = _kernels().resize(maps, target, InterpolationMode.NEAREST_EXACT)
         padding = [0, 0, size[1] - target[1], size[0] - target[0]]
         image = pad(image, (0, padding[2], 0, padding[3]))
-        maps = functional.pad(maps, padding, fill=self.ignore_index)
-        is_image = functional.pad(torch.ones(1, *target, dtype=torch.bool), padding)[0]
+        maps = _kernels().pad(maps, padding, fill=self.ignore_index)
+        is_image = _kernels().pad(torch.ones(1, *target, dtype=torch.bool), padding)[0]
         return image, maps if label.ndim == 3 else maps[0], is_image
 
 
@@ -94,17 +104,17 @@ def pad(image: Tensor, sides: tuple[int, int, int, int]) -> Tensor:
 def _resized(image: Tensor, size: list[int]) -> Tensor:
     """Colours in whole numbers, as without bands."""
     if len(image) == 3:
-        resized: Tensor = functional.resize(image, size, antialias=True)
+        resized: Tensor = _kernels().resize(image, size, antialias=True)
         return resized
-    colours = functional.resize(image[:3].to(torch.uint8), size, antialias=True)
-    return torch.cat([colours, functional.resize(image[3:], size, antialias=True)])
+    colours = _kernels().resize(image[:3].to(torch.uint8), size, antialias=True)
+    return torch.cat([colours, _kernels().resize(image[3:], size, antialias=True)])
 
 
 def _vary_colours(image: Tensor, generator: Generator) -> Tensor:
     for adjust in (
-        functional.adjust_brightness,
-        functional.adjust_contrast,
-        functional.adjust_saturation,
+        _kernels().adjust_brightness,
+        _kernels().adjust_contrast,
+        _kernels().adjust_saturation,
     ):
         image = adjust(image, _uniform(1 - JITTER, 1 + JITTER, generator))
     return image

@@ -95,12 +95,15 @@ def transplant(
         digest = hashlib.sha256(data).hexdigest()
         names = _channels(classes, further_classes or {})
         done = _from_file(net, data, names, init_classes).model_copy(update={"sha256": digest})
-    _logger.info(
-        "first weights: %d transplanted, %d of them coerced; %d keep their start",
-        len(done.copied),
-        len(done.coerced),
-        len(done.left),
-    )
+    if done.copied:
+        _logger.info(
+            "first weights: %d transplanted, %d of them coerced; %d keep their start",
+            *map(len, (done.copied, done.coerced, done.left)),
+        )
+    else:
+        _logger.info(
+            "first weights: none from another network, all %d tensors start anew", len(done.left)
+        )
     return done
 
 

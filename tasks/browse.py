@@ -71,7 +71,7 @@ def make_page(
         f"# {escape(stores.redact(output_url))}",
         f"{counted} are shown at {escape(stores.redact(url))}; some of them:",
     ]
-    publish_markdown("browse", "\n\n".join([*head, *shown]))
+    publish_markdown("browse", "\n\n".join([*head, *shown]), "Some masks over their images")
     summary = BrowseSummary(
         page_url=stores.redact(url),
         images=choice.statuses.total(),

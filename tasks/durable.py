@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import shutil
 import uuid
@@ -33,6 +34,15 @@ def create(path: Path, source: BinaryIO) -> None:
             if path.exists():  # a file system without links: the rename replaces, whole
                 raise FileExistsError(path) from error
             temporary.rename(path)
+
+
+def require_writable(folder: Path) -> None:
+    """Write and remove a file in a folder, or in the nearest one above it that is there."""
+    there = next(one for one in (folder, *folder.parents) if one.exists())
+    if there != folder and not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), there)
+    with _written_beside(there / "probe", io.BytesIO()):
+        pass
 
 
 @contextlib.contextmanager

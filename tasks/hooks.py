@@ -14,6 +14,7 @@ from typing import Any, TypedDict
 
 from prefect.flows import FlowStateHook
 
+from tasks.log_records import message_of
 from tasks.notify import notify
 from tasks.settle import settle
 
@@ -44,7 +45,7 @@ _BEGUN_OR_ENDED = re.compile(
 
 
 def _is_told(record: logging.LogRecord) -> bool:
-    return record.levelno > logging.INFO or not _BEGUN_OR_ENDED.match(record.getMessage())
+    return record.levelno > logging.INFO or not _BEGUN_OR_ENDED.match(message_of(record))
 
 
 for _name in ("prefect.engine", "prefect.flow_runs"):  # the hooks of a start, and the others

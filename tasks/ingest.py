@@ -154,7 +154,8 @@ def audit_source(
         f"{staging.num_rows:,}",
         counts_by_kind(findings),
     )
-    publish_markdown("ingest-audit", audit_page(source, findings, staging.num_rows))
+    page = audit_page(source, findings, staging.num_rows)
+    publish_markdown("ingest-audit", page, "What is wrong with the source")
     if findings:
         publish_table("ingest-findings", [vars(found) for found in findings[:TABLE_ROWS]])
     if config.strict:
@@ -190,6 +191,6 @@ def publish_dataset(
         info.digest[:12],
         time.monotonic() - start,
     )
-    publish_markdown("ingest-dataset", dataset_page(info))
+    publish_markdown("ingest-dataset", dataset_page(info), "Splits and classes")
     materialise(dataset_url, source.url, name="dataset", digest=info.digest)
     return info

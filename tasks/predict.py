@@ -177,7 +177,8 @@ def _show(summary: PredictSummary, plan: Plan) -> None:
     publish_table("predict-counts", status_rows(summary), "Images by status")
     publish_table("predict-classes", class_rows(summary), "Classes: share, and drift in points")
     publish_table("predict-weak-spots", weak_spot_rows(summary), "What to label next")
-    publish_markdown("predict-summary", prediction_page(summary, failures, examples))
+    page = prediction_page(summary, failures, examples)
+    publish_markdown("predict-summary", page, "What became of the images, and some masks")
 
 
 def _require_all_parts(manifest: Manifest) -> None:

@@ -106,8 +106,8 @@ class PromoteSummary:
         gain: by how much the challenger's is higher.
         gain_low: lower bound of the paired 95 % interval of that.
         gain_high: its upper bound.
-        further_mean_iu: mean IU of each further head of the challenger, by name; the other
-            figures are the first head's, which decides.
+        further_mean_iu: mean IU of each further head of the challenger, by name, None where the
+            split has no pixel of it; the other figures are the first head's, which decides.
         champion_further_mean_iu: the same of the model that served so far.
     """
 
@@ -121,8 +121,8 @@ class PromoteSummary:
     gain: float | None
     gain_low: float | None
     gain_high: float | None
-    further_mean_iu: dict[str, float] = field(default_factory=dict)
-    champion_further_mean_iu: dict[str, float] = field(default_factory=dict)
+    further_mean_iu: dict[str, float | None] = field(default_factory=dict)
+    champion_further_mean_iu: dict[str, float | None] = field(default_factory=dict)
 
 
 @task(task_run_name="find the serving model", cache_policy=NO_CACHE)
@@ -267,8 +267,8 @@ def settle(
         gain=_known(gain),
         gain_low=_known(interval.low),
         gain_high=_known(interval.high),
-        further_mean_iu=dict(challenger.further_mean_iu),
-        champion_further_mean_iu=dict(champion.further_mean_iu) if champion else {},
+        further_mean_iu=_further(challenger),
+        champion_further_mean_iu=_further(champion) if champion else {},
     )
 
 
@@ -344,6 +344,10 @@ def _announce(promotion: Promotion, models_url: str) -> None:
 
 def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
+
+
+def _further(contender: Contender) -> dict[str, float | None]:
+    return {head: _known(mean_iu) for head, mean_iu in contender.further_mean_iu.items()}
 
 
 def _points(value: float) -> str:

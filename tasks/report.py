@@ -128,8 +128,8 @@ def _sections(report: Report) -> list[str]:
         f"# {md.escape(report.title)}",
         md.escape(report.subtitle),
         md.table(
-            [figure.name for figure in figures],
-            [[figure.value for figure in figures], [figure.interval for figure in figures]],
+            ["over all images", "", "range"],
+            [[figure.name, figure.value, figure.interval] for figure in figures],
         ),
         interval_note(report),
         "## Classes",

@@ -201,11 +201,11 @@ BOUNDARY_NOTE = (
 
 
 def interval_note(report: Report) -> str:
-    """What the ranges below the figures are; nothing where there are none."""
+    """What the ranges with the figures are; nothing where there are none."""
     if not any(figure.interval for figure in headline(report)):
         return ""
     return (
-        f"The range below a figure is its {100 * LEVEL:.0f} % bootstrap interval: how far it moves "
+        f"The range with a figure is its {100 * LEVEL:.0f} % bootstrap interval: how far it moves "
         "with the choice of the images."
     )
 

@@ -13,6 +13,8 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel
 
 from tasks import stores
+from tasks.cancel_watch import watch_for_cancel
+from tasks.log_records import message_of
 from tasks.server_wait import tell_waiting
 
 PLAIN_LOGGERS = ("fcn", "tasks")
@@ -26,9 +28,9 @@ _begun = ""  # ID of the flow run that this process began last
 def start_run(*parameters: Any) -> None:
     """Begin a flow run that was given these parameters.
 
-    From now on a wait for the Prefect server is told; what modules of `fcn` and `tasks` log, in
-    whichever thread, are lines of this run; and no line, nor a traceback below it, shows the
-    credentials of a URL.
+    From now on a wait for the Prefect server is told; a cancel ends the run also where its worker
+    does not hear of it; what modules of `fcn` and `tasks` log, in whichever thread, are lines of
+    this run; and no line, nor a traceback below it, shows the credentials of a URL.
 
     Raises:
         StoreError: a URL among the parameters, or in a field of one, holds a user name, a
@@ -38,6 +40,7 @@ def start_run(*parameters: Any) -> None:
     _begun = flow_run.id or ""
     _listen()
     tell_waiting()
+    watch_for_cancel()
     stores.require_no_credentials(*texts_of(parameters))
 
 
@@ -69,7 +72,7 @@ def _listen() -> None:
 
 
 def _without_credentials(record: logging.LogRecord) -> bool:
-    record.msg, record.args = stores.redact_text(record.getMessage()), ()
+    record.msg, record.args = stores.redact_text(message_of(record)), ()
     if record.exc_info and record.exc_info[1]:
         text = record.exc_text or _FORMATTER.formatException(record.exc_info)
         record.exc_text = stores.redact_text(text)

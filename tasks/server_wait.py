@@ -11,6 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES
 
 from tasks import stores
+from tasks.log_records import message_of
 from tasks.urls import redact_text
 
 PATIENCE = 60.0
@@ -23,6 +24,8 @@ QUIET = 300.0
 """Seconds without a question that was asked again, after which the next one is a new wait."""
 
 _CLIENT = logging.getLogger("prefect.client")
+_BELOW = logging.getLogger("prefect.client.subscriptions")
+"""The one logger below: it would inherit the level, and not the filter."""
 _ASKED_AGAIN = "Another attempt will be made in"
 """What Prefect's client says of a question that it asks again."""
 
@@ -36,6 +39,8 @@ def tell_waiting() -> None:
     if _waiting not in _CLIENT.filters:
         _waiting.shows_debug = _CLIENT.isEnabledFor(logging.DEBUG)
         _CLIENT.addFilter(_waiting)
+        if _BELOW.level == logging.NOTSET:
+            _BELOW.setLevel(_CLIENT.getEffectiveLevel())
     _CLIENT.setLevel(logging.DEBUG)
 
 
@@ -56,7 +61,7 @@ class _Waiting(logging.Filter):
         """Whether the record is shown."""
         if record.levelno > logging.DEBUG:
             return True
-        if _ASKED_AGAIN not in record.getMessage() or not self._is_due():
+        if _ASKED_AGAIN not in message_of(record) or not self._is_due():
             return self.shows_debug
         reason = record.exc_info[0].__name__ if record.exc_info and record.exc_info[0] else "busy"
         record.levelno, record.levelname = logging.WARNING, "WARNING"

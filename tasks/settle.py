@@ -1,5 +1,6 @@
 """Runs of a process that is gone: the server would show them as running for ever."""
 
+from collections import Counter
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -15,6 +16,8 @@ from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, Stat
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Crashed
+
+from tasks.wording import number_of
 
 __all__ = ["settle"]
 
@@ -35,25 +38,28 @@ def settle(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     if state.is_running() and flow_run.run_count == 0:  # as it was before this start
         return
     with get_client(sync_client=True) as client:
-        num_settled = _settle(client, flow_run)
-    if num_settled:
+        settled = _settle(client, flow_run)
+    if settled:
         flow_run_logger(flow_run, flow).info(
-            "%d task runs of a process that is gone are marked crashed", num_settled
+            "marked as crashed, of a process that is gone: %s",
+            " and ".join(number_of(count, kind) for kind, count in settled.items()),
         )
 
 
-def _settle(client: SyncPrefectClient, flow_run: FlowRun) -> int:
-    """Settle a run and those within it; returns how many task runs were unfinished."""
+def _settle(client: SyncPrefectClient, flow_run: FlowRun) -> Counter[str]:
+    """Settle a run and those within it; returns how many runs of each kind were unfinished."""
     gone: State[Any] = Crashed(message="its process is gone")
-    num_settled = 0
+    settled: Counter[str] = Counter()
     for inner in _inner_runs(client, flow_run):
-        num_settled += _settle(client, inner)
+        settled += _settle(client, inner)
         if inner.state is None or not inner.state.is_final():
             client.set_flow_run_state(inner.id, gone, force=True)
+            settled["flow run"] += 1
     left = _unfinished(client, flow_run)
     for task_run in left:
         client.set_task_run_state(task_run.id, gone, force=True)
-    return num_settled + len(left)
+        settled["task run"] += 1
+    return settled
 
 
 def _inner_runs(client: SyncPrefectClient, flow_run: FlowRun) -> list[FlowRun]:

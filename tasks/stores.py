@@ -249,10 +249,17 @@ def require_no_credentials(*urls: str) -> None:
 def require_writable(url: str) -> None:
     """Prove that objects can be made below ``url``, by making one and removing it.
 
+    A folder that is not there stays so: what is refused later leaves nothing behind.
+
     Raises:
         StoreError: they cannot, and why.
     """
     probe = join(url, f"_writable-{uuid.uuid4().hex}")
+    path = local_path(probe)
+    if path is not None:
+        with explained(probe, "write"):
+            durable.require_writable(path.parent)
+        return
     create_bytes(probe, b"")
     remove(probe)
 

@@ -1,5 +1,7 @@
 """A training over two processes that is cancelled, on a real worker."""
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling
 from safetensors.numpy import load_file
 
-from tests.e2e.machine import Machine, alive, children, machine, wait_for
+from tests.e2e.machine import Machine, alive, children, kill, machine, wait_for
 from tests.e2e.runs import states, task_runs
 from tests.tasks.labelled import make_dataset
 
@@ -20,7 +22,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 CONFIG = {
     "backbone": "squeezenet1_1",
     "init": "none",
-    "epochs": 60,
     "batch_size": 4,
     "crop_size": [32, 32],
     "num_workers": 1,
@@ -28,13 +29,15 @@ CONFIG = {
     "device": "cpu",
 }
 
+EPOCHS = 60
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A server, a worker, a dataset."""
     home = tmp_path_factory.mktemp("cancel") / "home"
     with machine(home) as made:
-        made.start_server()
+        made.server = made.start_server()
         made.set_up()
         made.worker = made.start_worker()
         make_dataset(f"{home.parent}/set")
@@ -48,19 +51,19 @@ def undisturbed(made: Machine):
     return weights(made, "undisturbed")
 
 
-def start(made: Machine, name: str) -> FlowRun:
+def start(made: Machine, name: str, epochs: int) -> FlowRun:
     """A run of the deployment."""
     with get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name("train/train")
         urls = {"dataset_url": f"{made.home.parent}/set", "run_url": f"{made.home.parent}/{name}"}
         return client.create_flow_run_from_deployment(
-            deployment.id, parameters=urls | {"config": CONFIG}
+            deployment.id, parameters=urls | {"config": CONFIG | {"epochs": epochs}}
         )
 
 
 def complete(made: Machine, name: str) -> FlowRun:
     """A run to its end."""
-    run = start(made, name)
+    run = start(made, name, EPOCHS)
     reach(run, "Completed", 300)
     return run
 
@@ -80,18 +83,31 @@ def weights(made: Machine, name: str) -> dict[str, Any]:
     return load_file(made.home.parent / name / "model.safetensors")
 
 
-def cancelled_midway(made: Machine, name: str) -> FlowRun:
+def nothing() -> None:
+    """What is done where nothing is to be done."""
+
+
+def cancelled_midway(
+    made: Machine,
+    name: str,
+    epochs: int = EPOCHS,
+    before: Callable[[], None] = nothing,
+    then: Callable[[], None] = nothing,
+) -> FlowRun:
     """A run that is cancelled by the API after its first saved state, and has ended."""
     idle = set(children(made.worker.pid))
-    run = start(made, name)
+    run = start(made, name, epochs)
     state = made.home.parent / name / "state"
     wait_for("saved state", lambda: state.is_dir() and any(state.iterdir()), 180)
     own = set(children(made.worker.pid)) - idle
     assert len([pid for pid in own if "training_rank" in command(pid)]) >= 2
     assert len(own) >= 6  # the run, torchrun, two ranks, and the processes that decode for them
+    before()
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run.id, Cancelling())
-    reach(run, "Cancelled", 180)
+    then()
+    reach(run, "Cancelled", 120)
+    wait_for("end of the processes", lambda: not any(map(alive, own)), 40)
     assert [command(pid) for pid in own if alive(pid)] == []
     assert not (made.home.parent / name / "model.safetensors").exists()
     with get_client(sync_client=True) as client:
@@ -125,6 +141,24 @@ def test_a_cancelled_training_leaves_no_process_and_goes_on_when_run_again(made,
     again = complete(made, "cancelled")
     assert "resumed at step" in logged(again)
     assert_equal(weights(made, "cancelled"), undisturbed)
+
+
+def test_a_cancel_is_carried_out_when_a_server_that_went_away_is_back(made, undisturbed):
+    cancelled_midway(made, "away", then=lambda: leave(made, 20))
+    complete(made, "away")
+    assert_equal(weights(made, "away"), undisturbed)
+
+
+def test_a_run_that_outlived_its_server_can_be_cancelled(made):
+    """Its worker has given up to ask for cancels by then, for good."""
+    cancelled_midway(made, "outlived", 10 * EPOCHS, before=lambda: leave(made, 45))
+
+
+def leave(made: Machine, seconds: float) -> None:
+    """The server is killed, and is there again after so many seconds."""
+    kill(made.server)
+    time.sleep(seconds)
+    made.server = made.start_server()
 
 
 def logged(run: FlowRun) -> str:

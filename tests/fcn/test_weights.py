@@ -33,10 +33,14 @@ def trained(stride: int, backbone: str = "resnet18") -> fcn.Model:
     return fcn.Model(net, CLASSES, CAFFE)
 
 
-def test_no_weights_leave_the_net_alone() -> None:
+def test_no_weights_leave_the_net_alone(caplog: pytest.LogCaptureFixture) -> None:
     net = fcn.FCN("squeezenet1_1", 2)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    done = transplant(net, "none", CLASSES)
+    with caplog.at_level("INFO", logger="fcn.weights"):
+        done = transplant(net, "none", CLASSES)
+    assert caplog.messages == [
+        f"first weights: none from another network, all {len(before)} tensors start anew"
+    ]
     assert done.input == TORCHVISION
     assert not done.copied
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())

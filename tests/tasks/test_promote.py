@@ -2,12 +2,23 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from prefect import flow
 
+from fcn.classes import Classes
 from fcn.intervals import UNKNOWN, Interval
-from tasks.promote import Contender, PromoteConfig, comparison_rows, decide
+from tasks.dataset import DatasetInfo
+from tasks.promote import (
+    Contender,
+    PromoteConfig,
+    PromoteSummary,
+    comparison_rows,
+    decide,
+    settle,
+)
 from tests.tasks.test_serving import promotion
 
 GAIN = Interval(low=0.011, high=0.03)
@@ -87,3 +98,21 @@ def test_of_several_heads_the_first_decides_and_the_others_are_shown() -> None:
     assert reason.startswith("the gain in mean IU of the first head is at least +1.10 points")
     rows = comparison_rows(challenger, champion, 0.02, GAIN)
     assert [row["mean IU, geo"] for row in rows] == ["40.0 %", "45.0 %", "-5.00 points"]
+
+
+def test_what_a_further_head_scores_is_unknown_without_a_pixel_of_it(
+    prefect_server: None, tmp_path: Path
+) -> None:
+    classes = Classes.named(("a", "b"))
+    info = DatasetInfo(
+        url="set", classes=classes, splits={}, source="", audit=[], digest="", settings={}
+    )
+    one = replace(contender("a"), further_mean_iu={"geo": math.nan, "layout": 0.4})
+
+    @flow
+    def promoting() -> PromoteSummary:
+        return settle(info, str(tmp_path), "val", promotion(0), one, one, PromoteConfig())
+
+    summary = promoting()
+    assert summary.further_mean_iu == {"geo": None, "layout": 0.4}
+    assert summary.champion_further_mean_iu == summary.further_mean_iu

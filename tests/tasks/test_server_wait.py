@@ -13,6 +13,8 @@ from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, tempor
 from tasks import server_wait
 from tasks.server_wait import ServerError, tell_waiting, wait_for_server
 
+LOGGERS = ("prefect.client", "prefect.client.subscriptions")
+
 
 class Answering(BaseHTTPRequestHandler):
     """Says that it is well."""
@@ -28,10 +30,11 @@ class Answering(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
     """Something that answers at the URL of the API, asked again once; it may be closed."""
-    log = logging.getLogger("prefect.client")
-    level, filters = log.level, list(log.filters)
+    log, below = map(logging.getLogger, LOGGERS)
+    levels, filters = (log.level, below.level), list(log.filters)
     log.filters.clear()  # another test of this process may have waited just now
     log.setLevel(logging.INFO)  # and asked for its debug lines
+    below.setLevel(logging.NOTSET)
     monkeypatch.setattr(server_wait, "_waiting", server_wait._Waiting())
     with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -39,7 +42,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
         with temporary_settings({PREFECT_API_URL: url, PREFECT_CLIENT_MAX_RETRIES: 1}):
             yield server
         server.shutdown()
-    log.setLevel(level)
+    log.setLevel(levels[0])
+    below.setLevel(levels[1])
     log.filters[:] = filters
 
 
@@ -64,6 +68,14 @@ def test_a_server_that_goes_away_is_waited_for_with_one_line(server, caplog):
         "asked again for 0.0 min. Start it there (prefect server start); a run that gives up goes "
         "on where it was when it is run again"
     )
+
+
+def test_only_lines_on_waits_are_shown(server, caplog):
+    tell_waiting()
+    for logger in map(logging.getLogger, LOGGERS):
+        logger.debug("not asked for")
+        logger.debug("%d", "no number")  # a mistake that must not end a run
+    assert caplog.messages == []
 
 
 def test_a_server_that_answers_is_not_spoken_of(server, caplog):

@@ -61,9 +61,21 @@ SETTLED = [
 
 
 @pytest.mark.parametrize("state", [Crashed(), Cancelling()])
-def test_an_end_that_a_worker_reports_settles(left_behind, state):
+def test_an_end_that_a_worker_reports_settles(left_behind, state, caplog):
     settle(night, left_behind, state)
     assert task_states(left_behind) == SETTLED
+    assert "marked as crashed, of a process that is gone: 4 task runs" in caplog.messages
+
+
+def test_of_runs_within_a_run_it_says_so_too(prefect_server, caplog):
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(night, state=Running())
+        called = client.create_task_run(
+            working, run.id, dynamic_key="0", name="night", state=Completed()
+        )
+        client.create_flow_run(night, parent_task_run_id=called.id, state=Running())
+    settle(night, run, Crashed())
+    assert "marked as crashed, of a process that is gone: 1 flow run" in caplog.messages
 
 
 def test_a_first_start_asks_for_nothing(left_behind):

@@ -295,6 +295,11 @@ def test_require_writable_leaves_nothing(prefix: str) -> None:
     assert [entry.key for entry in stores.list_entries(prefix)] == ["x"]
 
 
+def test_require_writable_makes_no_folder(tmp_path: Path) -> None:
+    stores.require_writable(str(tmp_path / "a" / "b"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_unknown_scheme_says_so() -> None:
     with pytest.raises(StoreError, match=r"cannot open sss://bucket/x: .*sss"):
         stores.filesystem("sss://bucket/x")

@@ -52,6 +52,7 @@ WHAT = {
     "winners": "best score of a pixel, and exp2 of all differences to it: the confidence",
     "_first_zero": "the class of the best score, by sums of integers",
     "bands": "upsampling of a band of rows, two matrix products",
+    "_matrix": "weights of the upsampling",
     "_choose": "labels copied into the label map",
     "normalise_interleaved": "pixels to normalised floats",
     "normalise_row": "pixels to normalised floats",
@@ -65,7 +66,7 @@ WHAT = {
     "_written_beside": "the part to the disk, synchronised",
     "read_objects": "reading of the files",
     "_read_one": "reading of the files",
-    "__rsub__": "best score with its sign turned",
+    "__rsub__": "a scalar less a map: signs turned",
 }
 """What the functions do."""
 

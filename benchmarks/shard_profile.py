@@ -52,6 +52,11 @@ WHAT = {
     "winners": "best score of a pixel, and exp2 of all differences to it: the confidence",
     "_first_zero": "the class of the best score, by sums of integers",
     "bands": "upsampling of a band of rows, two matrix products",
+    "_matrix": "weights of the upsampling",
+    "read_row_group": "the shard's images, read from the manifest",
+    "submit": "tasks given to threads",
+    "notify": "threads woken for what is ready for them",
+    "_call_impl": "layers called by PyTorch",
     "_choose": "labels copied into the label map",
     "normalise_interleaved": "pixels to normalised floats",
     "normalise_row": "pixels to normalised floats",
@@ -65,7 +70,7 @@ WHAT = {
     "_written_beside": "the part to the disk, synchronised",
     "read_objects": "reading of the files",
     "_read_one": "reading of the files",
-    "__rsub__": "best score with its sign turned",
+    "__rsub__": "a scalar less a map: signs turned",
 }
 """What the functions do."""
 
@@ -149,7 +154,8 @@ def page(tables: Sequence[str]) -> str:
 
 FCN-8s, 21 classes, JPEGs of 500 x 375, PyTorch, local files. The ten functions that take most
 processor time, decoding processes included; how they were found is told in
-`benchmarks/shard_profile.py`.
+`benchmarks/shard_profile.py`. py-spy stops the processes while it looks, two hundred times a
+second: by the clock an image takes about twice as long as it does otherwise.
 """
     return "\n".join([head, *tables, command("shard_profile"), "", describe(), ""])
 

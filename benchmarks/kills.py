@@ -370,10 +370,10 @@ def page(num_images: int, lines: list[str]) -> str:
 
 {num_images} small images in {shards} shards, masks in parts and as PNG objects; images, model and
 output on the store named. Runs were killed with SIGKILL at random moments and started again on the
-same output. Most outputs were ended by a race: three runs do the rest at once, two of them are
-stopped half-way, and both go on when the third is through (zombies). Of every output, every file
-(parts, masks, manifest, index) was compared with an undisturbed run's, and so was every row with
-the label map of its mask; every key of the collection has one row.
+same output, until one came through before its moment, or by a race: three runs do the rest at
+once, two of them are stopped half-way, and both go on when the third is through (zombies). Of every
+output, every file (parts, masks, manifest, index) was compared with an undisturbed run's, and so
+was every row with the label map of its mask; every key of the collection has one row.
 
 | {" | ".join(columns)} |
 {"|---" * len(columns)}|

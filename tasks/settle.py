@@ -15,7 +15,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType, TaskRun
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
-from prefect.states import Crashed
+from prefect.states import Cancelled, Crashed
 
 from tasks.wording import number_of
 
@@ -33,17 +33,29 @@ def settle(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     For ``on_running``, the next start, and where the worker outlives a killed or cancelled
     process and runs them, ``on_crashed`` and ``on_cancellation``. Flow runs within the run were
     in the same process, and are settled with it; child runs of a deployment have their own, and
-    are left alone.
+    are left alone. A run that crashed while it was being cancelled is cancelled.
     """
     if state.is_running() and flow_run.run_count == 0:  # as it was before this start
         return
     with get_client(sync_client=True) as client:
         settled = _settle(client, flow_run)
+        if state.is_crashed() and _was_cancelling(client, flow_run):
+            cancelled: State[Any] = Cancelled(message="its process ended before its worker said so")
+            client.set_flow_run_state(flow_run.id, cancelled, force=True)
     if settled:
         flow_run_logger(flow_run, flow).info(
             "marked as crashed, of a process that is gone: %s",
             " and ".join(number_of(count, kind) for kind, count in settled.items()),
         )
+
+
+def _was_cancelling(client: SyncPrefectClient, flow_run: FlowRun) -> bool:
+    """Whether somebody had cancelled a run that has crashed now: not to be started again.
+
+    So ends a run whose worker hears of the cancel in the moment in which the server goes away.
+    """
+    states = sorted(client.read_flow_run_states(flow_run.id), key=lambda state: state.timestamp)
+    return any(state.is_cancelling() for state in states[-2:])
 
 
 def _settle(client: SyncPrefectClient, flow_run: FlowRun) -> Counter[str]:

@@ -65,7 +65,7 @@ def test_a_source_with_errors_publishes_nothing(tmp_path: Path) -> None:
         "set strict=False",
     ):
         assert part in message
-    assert list((tmp_path / "set").iterdir()) == []
+    assert not (tmp_path / "set").exists()
 
 
 def test_a_refused_ingest_leaves_the_dataset_that_was_there(tmp_path: Path) -> None:

@@ -67,6 +67,16 @@ def test_an_end_that_a_worker_reports_settles(left_behind, state, caplog):
     assert "marked as crashed, of a process that is gone: 4 task runs" in caplog.messages
 
 
+@pytest.mark.parametrize(("before", "after"), [(Cancelling, "Cancelled"), (Running, "Crashed")])
+def test_a_crash_of_a_run_that_was_being_cancelled_is_a_cancel(prefect_server, before, after):
+    with get_client(sync_client=True) as client:
+        run = client.create_flow_run(night, state=Running())
+        client.set_flow_run_state(run.id, before(), force=True)
+        client.set_flow_run_state(run.id, Crashed(), force=True)
+        settle(night, run, Crashed())
+        assert client.read_flow_run(run.id).state_name == after
+
+
 def test_of_runs_within_a_run_it_says_so_too(prefect_server, caplog):
     with get_client(sync_client=True) as client:
         run = client.create_flow_run(night, state=Running())

@@ -110,6 +110,7 @@ class _Card(BaseModel):
     in_channels: int = 3
     at_once: bool = False
     heads: dict[str, int] | None = None
+    modalities: tuple[int, ...] | None = Field(None, exclude_if=lambda given: given is None)
     classes: list[dict[str, Any]] = Field(min_length=1, max_length=65_535)
     ignore_index: int
     input: InputSpec
@@ -140,6 +141,7 @@ def to_bytes(model: Model) -> bytes:
         in_channels=net.in_channels,
         at_once=net.at_once,
         heads=net.heads,
+        modalities=net.modalities,
         classes=model.classes.to_json(),
         ignore_index=model.classes.ignore_index,
         input=model.input,
@@ -188,6 +190,7 @@ def load(file: bytes | str | Path | BinaryIO) -> Model:
                 in_channels=card.in_channels,
                 at_once=card.at_once,
                 heads=card.heads,
+                modalities=card.modalities,
             )
         model = Model(
             net,

@@ -26,7 +26,7 @@ import torch
 from fcn.bands import Band
 from fcn.classes import Classes
 from fcn.decoders import Decoders, decoder_bytes
-from fcn.errors import ImageError
+from fcn.errors import ImageError, ScoresNotFinite
 from fcn.images import DecodedImage
 from fcn.masks import count_labels, encode_mask
 from fcn.predict import MAX_WHOLE_PIXELS, Prediction
@@ -364,7 +364,8 @@ class _Engine:
     def _predict(self, images: Mapping[str, np.ndarray]) -> list[Prediction | Exception]:
         """Predictions for images by key, in their order.
 
-        An image that does not fit into memory even alone is an error of its own.
+        An image that does not fit into memory even alone, or has no finite scores, is an error
+        of its own.
         """
         if not images:
             return []
@@ -390,7 +391,7 @@ class _Engine:
     ) -> list[Prediction | Exception]:
         try:
             return found()
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (torch.OutOfMemoryError, MemoryError, ScoresNotFinite) as error:
             if len(images) == 1:
                 return [error]
         return [one for key in images for one in self._predict({key: images[key]})]

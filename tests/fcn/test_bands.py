@@ -1,5 +1,6 @@
 """Bands beside the colours: decoded as they are, and through every way that runs a network."""
 
+import copy
 import io
 import json
 import struct
@@ -12,7 +13,7 @@ from PIL import Image
 import fcn
 from fcn.bands import Band, check_band_name, decode_band, decode_stacked, stack
 from fcn.checkpoint import to_bytes
-from fcn.errors import BandError, ImageTooLarge, MissingBand
+from fcn.errors import BandError, ImageTooLarge, MissingBand, ScoresNotFinite
 from fcn.export import to_onnx, to_torch_export
 from fcn.input import CAFFE, TORCHVISION, InputSpec
 from fcn.quantise import quantise
@@ -215,6 +216,24 @@ def test_what_is_not_known_in_a_band_counts_as_its_mean(model, rng) -> None:
         assert found.confidence == expected.confidence
     normalised = model.input.normalise(torch.from_numpy(hidden).permute(2, 0, 1)[None])
     assert (normalised[0, 4, 5:20, 5:20] == 0).all()
+
+
+def test_an_image_whose_numbers_overflow_has_no_labels(model, rng) -> None:
+    """3e38 is finite; less a mean, over a deviation and summed by a convolution it is not."""
+    good, extreme = picture(rng, 40, 56), picture(rng, 40, 56)
+    extreme[7, 9, 4] = 3e38
+    for predictor in (fcn.Predictor(model, device="cpu"), fcn.AveragedPredictor(model)):
+        with pytest.raises(ScoresNotFinite, match="extreme values in the image's bands"):
+            predictor.predict([good, extreme])
+        assert len(predictor([good])) == 1
+    extreme[7, 9, 4] = 1e5 * HEIGHT.std  # above what fp16 holds, 65,504
+    with pytest.raises(ScoresNotFinite):
+        fcn.Predictor(model, device="cpu", precision="fp16").predict([extreme])
+    fcn.Predictor(model, device="cpu").predict([extreme])
+    labeller = Labeller(copy.deepcopy(model.net).half(), model.input, [5])
+    with torch.inference_mode():
+        _, sums = labeller(torch.from_numpy(np.stack([good, extreme])), (0, 0, 40, 56))
+    assert torch.isfinite(sums).tolist() == [[True, False]]
 
 
 def test_images_of_other_channels_are_refused(model) -> None:

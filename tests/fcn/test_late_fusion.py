@@ -124,7 +124,7 @@ def test_a_classifier_starts_every_trunk() -> None:
     source = classifier("squeezenet1_1").state_dict()
     net = fcn.FCN("squeezenet1_1", 5, 8, in_channels=5, modalities=(3, 2))
     done = transplant(net, "x", CLASSES, lambda _: save_tensors(source))
-    assert {name for name in done.left} == {name for name in net.state_dict() if "score" in name}
+    assert set(done.left) == {name for name in net.state_dict() if "score" in name}
     assert done.coerced == ("beside.0.trunk.features.0.weight",)
     first, second = "features.0.weight", "features.3.squeeze.weight"
     for prefix in ("trunk.", "beside.0.trunk."):

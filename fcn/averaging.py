@@ -12,7 +12,7 @@ from fcn.checkpoint import Model, check_sees_images
 from fcn.classes import Classes
 from fcn.device import Precision, autocast, find_device
 from fcn.errors import BackendError
-from fcn.predict import Prediction, label_dtype, prediction
+from fcn.predict import Prediction, check_finite, label_dtype, prediction
 
 
 class AveragedPredictor:

@@ -24,7 +24,7 @@ IMAGE_PATTERNS = (
 )
 """Names of files that hold images, in the formats that `fcn.decode_image` reads."""
 
-ROW_FORMAT = 3
+ROW_FORMAT = 4
 """Raised whenever the same image and model would give another row."""
 
 

@@ -33,7 +33,7 @@ MAX_WHOLE_PIXELS = 4_000_000
 MAX_SCORES = 84_000_000
 """Pixels times classes of an image that runs whole: 336 MB of scores, 4 MP at 21 classes."""
 
-BAND_ROWS = 24
+STRIP_ROWS = 24
 """Rows that a CPU upsamples and reads off together: 1 MB of scores at 500 pixels and 21 classes."""
 
 
@@ -253,17 +253,17 @@ class Predictor:
 
         Label maps ``N x H x W`` of each of K heads, and float64 ``K x N`` on the CPU.
 
-        The scores of all pixels are never in memory, only those of a band of rows.
+        The scores of all pixels are never in memory, only those of a strip of rows.
         """
         upscore = self.net.upscore
         window = upscore.crop + top, upscore.crop + left, height, width
         labels = self._empty(len(score), height, width)
         sums = torch.zeros(len(labels), len(score), dtype=torch.float64, device=self.device)
         sizes = [len(classes) for classes in self.model.all_classes]
-        for number, scores in enumerate(upscore.bands(score, *window, BAND_ROWS)):
-            rows = slice(number * BAND_ROWS, (number + 1) * BAND_ROWS)
-            for head, band in enumerate(torch.split(scores.float(), sizes, dim=1)):
-                winner, certain = winners(band)
+        for number, scores in enumerate(upscore.strips(score, *window, STRIP_ROWS)):
+            rows = slice(number * STRIP_ROWS, (number + 1) * STRIP_ROWS)
+            for head, part in enumerate(torch.split(scores.float(), sizes, dim=1)):
+                winner, certain = winners(part)
                 sums[head] += certain
                 labels[head][:, rows] = winner.cpu().numpy()
         return labels, sums.cpu()

@@ -10,7 +10,7 @@ difference ends it. Then, in this order:
 
 - the floor: what a large matrix product and a large copy reach on this chip, in this run;
 - the bare network, images on the GPU already, to labels there: eager, and from a CUDA graph;
-- upsampling and labels alone: all scores, bands of rows, the fused kernel;
+- upsampling and labels alone: all scores, strips of rows, the fused kernel;
 - end to end: JPEGs of a folder, decoded by processes of their own on all cores, through
   `fcn.streams` to PNG masks in one Parquet file;
 - cuDNN's search for algorithms, and torch.compile, as far as the time goes.
@@ -47,7 +47,7 @@ from fcn.geometry import CoordinateMap  # noqa: E402
 from fcn.graphs import Graph  # noqa: E402
 from fcn.input import TORCHVISION  # noqa: E402
 from fcn.model import FCN  # noqa: E402
-from fcn.streams import Labeller, banded_winners, find_fused, on_gpu  # noqa: E402
+from fcn.streams import Labeller, find_fused, on_gpu, winners_by_strip  # noqa: E402
 from fcn.upsample import Upscore  # noqa: E402
 from fcn.winners import winners  # noqa: E402
 
@@ -107,7 +107,7 @@ def check_fused(device: torch.device) -> str:
     """
     fused = find_fused(device)
     if fused is None:
-        return "There is no fused kernel here: labels are read off band by band."
+        return "There is no fused kernel here: labels are read off strip by strip."
     num_pixels = num_ties = 0
     torch.manual_seed(0)
     for classes, rows, columns, dtype in itertools.product(
@@ -213,7 +213,7 @@ class Bench:
                 lambda u=upscore, s=score, t=top: winners(
                     u(s)[..., t : t + height, t : t + width].float().contiguous()
                 ),
-                lambda u=upscore, s=score, t=top, c=classes: banded_winners(
+                lambda u=upscore, s=score, t=top, c=classes: winners_by_strip(
                     u, s, [c], (t, t, height, width)
                 ),
             ]

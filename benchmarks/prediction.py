@@ -9,7 +9,7 @@ float32, channels last), one image at a time, all scores upsampled, and the maxi
 classes to a uint8 label map. It runs twice, in the same threads as the pipeline: all cores on
 one image, and an image a core, as the pipeline does it; the shares are of the latter, which is
 the faster one. A third column is the predictor itself on decoded images, a core each: with
-normalisation and confidence, which a row needs, and with labels read off band by band. (The first
+normalisation and confidence, which a row needs, and with labels read off strip by strip. (The first
 and the third, which no target stands on, are of a sixth of the images.) Pipeline: shards from
 the manifest to committed parts (reading, decoding, network, labels and confidence, encoding,
 Parquet, writing) with the default settings, two shards in work, without Prefect. The two alternate

@@ -12,7 +12,7 @@ from fcn.checkpoint import Model, check_sees_images
 from fcn.classes import Classes
 from fcn.device import Precision, autocast, find_device
 from fcn.errors import BackendError
-from fcn.predict import Prediction, label_dtype, prediction
+from fcn.predict import Prediction, check_finite, label_dtype, prediction
 
 
 class AveragedPredictor:
@@ -90,9 +90,11 @@ class AveragedPredictor:
         """Label maps and confidences of images, as `__call__` takes them, in their order.
 
         Raises:
+            ScoresNotFinite: the network's numbers overflow at one of the images.
             ValueError: An array that is no such image.
         """
-        return [self._predict(image) for image in self.model.input.check_images(images)]
+        images = self.model.input.check_images(images)
+        return check_finite([self._predict(image) for image in images])
 
     @torch.inference_mode()
     def _predict(self, image: np.ndarray) -> Prediction:

@@ -5,11 +5,12 @@ or a TIFF of floats. Its values are those of the file, never scaled to 8 bits. I
 image as people see it: an EXIF orientation of the image has been applied already.
 
 A pixel of a band that is no finite number, such as the NaN of a sensor without an echo, is not
-known. It counts as the band's mean.
+known. Nor is one that has the value which GDAL's tag in a TIFF gives for that. It counts as the
+band's mean.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import UnidentifiedImageError
 from PIL.ImageFile import ImageFile
-from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, TiffImageFile
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    PHOTOMETRIC_INTERPRETATION,
+    SAMPLEFORMAT,
+    TiffImageFile,
+)
 
 from fcn.errors import BandError, ImageError, ImageTooLarge, MissingBand
 from fcn.images import check_png
@@ -27,6 +33,9 @@ Dtype = Literal["uint8", "uint16", "float32"]
 
 EXTENSIONS = ("png", "tif", "tiff")
 """Of the files that hold bands, in lower case."""
+
+GDAL_NODATA = 42113
+"""The TIFF tag, of GDAL's GTiff driver, whose text is the value of pixels that are not known."""
 
 _NAME = re.compile(r"[A-Za-z0-9]+(?:_[A-Za-z0-9]+)*")
 
@@ -79,7 +88,9 @@ def check_band_name(name: str) -> None:
 def decode_band(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
     """The values of a band, ``H x W``, uint8, uint16 or float32.
 
-    Signed integers, as elevations have them, become float32.
+    Signed integers, as elevations have them, become float32. So do integers of a file that names
+    one of their values as unknown (`GDAL_NODATA`): its pixels are NaN. White is 0 or the largest
+    value, as the file has it.
 
     Args:
         data: The bytes of a gray PNG or TIFF; of several frames the first is taken.
@@ -88,7 +99,7 @@ def decode_band(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
     Raises:
         BandError: bytes that cannot be decoded, another format, colours, a palette, integers
             that float32 does not hold, or values of less than 8 bits or of 8 with a sign, which
-            Pillow would change.
+            Pillow would change; a `GDAL_NODATA` that is no number.
         ImageTooLarge: more pixels than ``max_pixels``, than Pillow allows, or than memory holds.
     """
     try:
@@ -122,16 +133,50 @@ def _decode(data: bytes, max_pixels: int) -> NDArray[Any]:
         values = np.array(image)
         if image.mode == "I" and image.format == "PNG":
             return values.astype(np.uint16)
+        nodata = None
+        if isinstance(image, TiffImageFile):
+            nodata = _nodata(image)
+            if image.mode == "L" and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0:
+                values = ~values  # Pillow turns these around, and none of more bits
     if values.dtype == np.int32 and num_bits == 32 and not is_signed:
         values = values.view(np.uint32)  # as they are in the file: Pillow has no such mode
-    if values.dtype == np.uint8 or values.dtype.newbyteorder("=") == np.uint16:
-        return values.astype(values.dtype.newbyteorder("="), copy=False)
-    if values.dtype.kind in "iu" and max(-int(values.min()), int(values.max())) > _MAX_EXACT:
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    unknown = None if nodata is None else _equals(values, nodata)
+    if values.dtype in (np.uint8, np.uint16) and unknown is None:
+        return values
+    if values.dtype.kind in "iu":
+        there = values if unknown is None else values[~unknown]
+        if there.size and max(-int(there.min()), int(there.max())) > _MAX_EXACT:
+            raise BandError(
+                f"values from {there.min():,} to {there.max():,}; save integers of more than 24 "
+                "bits as floats"
+            )
+    values = values.astype(np.float32, copy=False)
+    if unknown is not None:
+        values[unknown] = np.nan
+    return values
+
+
+def _nodata(image: TiffImageFile) -> float | None:
+    """The value of pixels that are not known, if the file names one."""
+    text = image.tag_v2.get(GDAL_NODATA)
+    try:
+        return None if text is None else float(str(text).strip(" \0"))
+    except ValueError as error:
         raise BandError(
-            f"values from {values.min():,} to {values.max():,}; save integers of more than 24 bits "
-            "as floats"
-        )
-    return values.astype(np.float32, copy=False)
+            f"GDAL_NODATA, the value of unknown pixels, is {str(text)[:40]!r}; expected a number"
+        ) from error
+
+
+def _equals(values: NDArray[Any], nodata: float) -> NDArray[np.bool_] | None:
+    """Where pixels have a value; None if their type does not hold it."""
+    if values.dtype.kind in "iu":
+        limits = np.iinfo(values.dtype)
+        if not (nodata.is_integer() and limits.min <= nodata <= limits.max):
+            return None
+    with np.errstate(over="ignore"):  # GDAL's default for floats of 64 bits, in a file of 32
+        equal: NDArray[np.bool_] = values == np.array(nodata).astype(values.dtype)
+    return equal
 
 
 def _stored(image: ImageFile) -> tuple[int, bool]:
@@ -173,27 +218,42 @@ def stack(
         check_size(band.name, found.shape, image.shape[:2])
         if found.dtype != band.dtype:
             raise BandError(f"band {band.name} holds {found.dtype}, expected {band.dtype}")
-        whole[:, :, place] = found
-    return known(whole, bands)
+        whole[:, :, place] = _known(found, band.mean)
+    return whole
 
 
 def decode_stacked(
-    image: NDArray[np.uint8], files: Mapping[str, bytes | None], bands: Sequence[Band]
+    image: NDArray[np.uint8],
+    files: Mapping[str, bytes | None],
+    bands: Sequence[Band],
+    decode: Callable[..., NDArray[Any]] = decode_band,
 ) -> NDArray[Any]:
     """`stack` of bands that are still encoded; None stands for one that is not there.
+
+    Args:
+        image: RGB, ``H x W x 3``.
+        files: Of each band, by name.
+        bands: What is asked for, in order.
+        decode: `decode_band`, or what does the same elsewhere.
 
     Raises:
         MissingBand: a band that is not there.
         BandError: a band that cannot be decoded, or does not fit.
     """
     values = {}
+    height, width = image.shape[:2]
     for band in bands:
         data = files.get(band.name)
-        if data is not None:
-            try:
-                values[band.name] = decode_band(data)
-            except ImageError as error:
-                raise BandError(f"band {band.name}: {error}") from error
+        if data is None:
+            continue
+        try:
+            values[band.name] = decode(data, max_pixels=height * width)
+        except ImageTooLarge as error:
+            raise BandError(
+                f"band {band.name} is larger than its image, {height} x {width}: {error}"
+            ) from error
+        except ImageError as error:
+            raise BandError(f"band {band.name}: {error}") from error
     return stack(image, values, bands)
 
 
@@ -224,3 +284,8 @@ def known(pixels: NDArray[Any], bands: Sequence[Band]) -> NDArray[Any]:
         return pixels
     means = np.array([0.0, 0.0, 0.0, *(band.mean for band in bands)], pixels.dtype)
     return np.where(np.isfinite(pixels), pixels, means)
+
+
+def _known(values: NDArray[Any], mean: float) -> NDArray[Any]:
+    """A band with its mean where it is no finite number."""
+    return np.where(np.isfinite(values), values, mean) if values.dtype.kind == "f" else values

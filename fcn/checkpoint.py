@@ -111,6 +111,7 @@ class _Card(BaseModel):
     in_channels: int = 3
     at_once: bool = False
     heads: dict[str, int] | None = None
+    modalities: tuple[int, ...] | None = Field(None, exclude_if=lambda given: given is None)
     classes: list[dict[str, Any]] = Field(min_length=1, max_length=65_535)
     ignore_index: int
     input: InputSpec
@@ -141,6 +142,7 @@ def to_bytes(model: Model) -> bytes:
         in_channels=net.in_channels,
         at_once=net.at_once,
         heads=net.heads,
+        modalities=net.modalities,
         classes=model.classes.to_json(),
         ignore_index=model.classes.ignore_index,
         input=model.input,
@@ -196,6 +198,7 @@ def _load(data: bytes, digest: Future[str]) -> Model:
                 in_channels=card.in_channels,
                 at_once=card.at_once,
                 heads=card.heads,
+                modalities=card.modalities,
             )
         model = Model(
             net,

@@ -49,6 +49,9 @@ MAX_TEXT_BYTES = 1 << 20
 GRACE = 0.5
 """Seconds that a process has to end by itself."""
 
+START_BYTES = 1 << 16
+"""Of a JPEG, which are sent for its size: its header comes first, and mostly ends within them."""
+
 FILE_COPIES = 3
 """Copies of a file in its decoding process: as received, as kept, as a decoder wants it."""
 
@@ -94,6 +97,12 @@ class Decoders:
         plain = plain_jpeg_size(data)
         if plain and plain[0] * plain[1] <= max_pixels:
             return plain
+        if len(data) > START_BYTES and format_name(data) == "JPEG":
+            with contextlib.suppress(ImageError):  # a longer header: the whole file tells
+                return self._size(data[:START_BYTES], max_pixels)
+        return self._size(data, max_pixels)
+
+    def _size(self, data: bytes, max_pixels: int) -> tuple[int, int]:
         _, height, width, _ = self._ask(wire.SIZE, data, max_pixels)
         return height, width
 

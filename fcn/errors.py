@@ -17,6 +17,7 @@
     ├── CheckpointError       a model or weights file that cannot be used
     ├── DeviceError           a device that this machine does not have
     ├── BackendError          a runtime that is not installed, or cannot run a model as asked
+    ├── ScoresNotFinite       an image of which a network computes infinities or no numbers
     └── TrainingError         training that cannot go on, such as a loss that is not finite
 
 Wrong arguments raise ``ValueError``, as everywhere in Python.
@@ -77,6 +78,10 @@ class CheckpointError(FcnError):
 
 class TrainingError(FcnError):
     """Training that cannot go on, such as a loss that is not finite."""
+
+
+class ScoresNotFinite(FcnError):
+    """An image of which a network computes scores that are no finite numbers."""
 
 
 class DeviceError(FcnError):

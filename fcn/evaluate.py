@@ -160,6 +160,7 @@ def score_samples(
         ImageError: A sample whose image or label map cannot be decoded; says which.
         LabelError: A label map of another size than its image, or with a value that is
             neither a class nor ``ignore_index``; says of which sample.
+        ScoresNotFinite: the network's numbers overflow at a sample; says at which.
     """
     names = tuple(predictor.further_classes)
     heads = [predictor.classes, *predictor.further_classes.values()]
@@ -167,9 +168,9 @@ def score_samples(
         for key, image, labels in _one_ahead(
             decoder, samples, names, heads[0].ignore_index, predictor.bands
         ):
-            (found,) = predictor.predict([image])
-            predictions = [found.label, *(head.label for head in found.further.values())]
             with _named(key):
+                (found,) = predictor.predict([image])
+                predictions = [found.label, *(head.label for head in found.further.values())]
                 matrices = [
                     confusion(label, prediction, len(classes), classes.ignore_index)
                     for label, prediction, classes in zip(labels, predictions, heads, strict=True)

@@ -44,7 +44,7 @@ _TURNED = frozenset({5, 6, 7, 8})  # orientations that swap height and width
 # Modes that Pillow makes RGB of only by way of another one.
 _OPAQUE = {"PA": "RGBA", "La": "LA", "RGBa": "RGBA"}
 
-_BAND_PIXELS = 1_000_000
+_STRIP_PIXELS = 1_000_000
 
 # What starts a Huffman table, a scan, a quantization table, a restart interval.
 _JPEG_TABLES = (b"\xff\xc4", b"\xff\xda", b"\xff\xdb", b"\xff\xdd")
@@ -192,12 +192,12 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     image.info.pop("transparency", None)  # Pillow would look for its colour in the palette
     width, height = image.im.size  # a truncated TIFF is not yet turned, whatever its size says
     pixels = np.empty((height, width, 3), np.uint8)
-    rows = max(1, _BAND_PIXELS // width)
+    rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, rows):  # Pillow's copies are as large as what they are of
-        band = image.crop((0, top, width, min(top + rows, height)))
-        if band.mode in _OPAQUE:
-            band = band.convert(_OPAQUE[band.mode])
-        pixels[top : top + rows] = np.asarray(band.convert("RGB"))
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        if strip.mode in _OPAQUE:
+            strip = strip.convert(_OPAQUE[strip.mode])
+        pixels[top : top + rows] = np.asarray(strip.convert("RGB"))
     return pixels
 
 

@@ -147,3 +147,18 @@ RELEASE = InputSpec(
     channel_order="BGR", mean=(104.00699, 116.66877, 122.67892), std=(1.0, 1.0, 1.0)
 )
 """Input of the authors' released networks on PASCAL VOC."""
+
+NYUD_COLOR_HHA = InputSpec(
+    channel_order="BGR",
+    mean=(116.190, 97.203, 92.318),
+    std=(1.0, 1.0, 1.0),
+    bands=(
+        Band("hha1", "uint8", 132.431, 1.0),
+        Band("hha2", "uint8", 94.076, 1.0),
+        Band("hha3", "uint8", 118.477, 1.0),
+    ),
+)
+"""Input of the authors' ``nyud-fcn32s-color-hha``; means by their ``nyud_layers.py``.
+
+The bands are the channels of an HHA image's file, in its order: horizontal disparity, height above
+ground, angle to gravity (Gupta et al., ECCV 2014; ``saveHHA.m``)."""

@@ -43,6 +43,7 @@ _FUNCTIONS: Mapping[Any, str] = {
     operator.mul: "Mul",
     functional.relu: "Relu",
     torch.cat: "Concat",
+    torch.narrow: "Slice",
 }
 
 _ACTIVATIONS: Mapping[type, tuple[str, Mapping[str, float]]] = {
@@ -216,10 +217,7 @@ class _Graph:
     def _written(self, node: fx.Node, maps: Mapping[fx.Node, str]) -> str:
         """The name of a node's output, whose inputs are ``maps``."""
         if node.op == "call_function" and node.target in _FUNCTIONS:
-            attributes = {"axis": 1} if node.target is torch.cat else {}
-            parts: Any = node.args[0] if node.target is torch.cat else node.args
-            inputs = [maps[p] if isinstance(p, fx.Node) else np.float32(p) for p in parts]
-            return self._add(_FUNCTIONS[node.target], *inputs, **attributes)
+            return self._function(node, maps)
         layer = self.layers.get(self._path(node))
         if isinstance(layer, nn.Conv2d):
             return self._convolution(node, layer)
@@ -239,6 +237,17 @@ class _Graph:
             name, numbers = _ACTIVATIONS[type(layer)]
             return self._add(name, source, **numbers)
         raise ValueError(f"no ONNX is known here for {node.target}: {layer}")
+
+    def _function(self, node: fx.Node, maps: Mapping[fx.Node, str]) -> str:
+        arguments: Any = node.args
+        if node.target is torch.narrow:
+            source, axis, start, length = arguments
+            places = [np.array([place]) for place in (start, start + length, axis)]
+            return self._add("Slice", maps[source], *places)
+        attributes = {"axis": 1} if node.target is torch.cat else {}
+        parts = arguments[0] if node.target is torch.cat else arguments
+        inputs = [maps[p] if isinstance(p, fx.Node) else np.float32(p) for p in parts]
+        return self._add(_FUNCTIONS[node.target], *inputs, **attributes)
 
     def _convolution(self, node: fx.Node, layer: nn.Conv2d) -> str:
         weight, bias = self._weights(node, layer)

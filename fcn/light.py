@@ -3,14 +3,18 @@
 ``torchvision.ops`` asks ``torch._dynamo.utils`` whether a kernel of its could be compiled, and with
 that a process imports a thousand modules: two fifths of the time that PyTorch and torchvision
 take together. While torchvision is imported, a module of that name stands in, which imports the
-real one as soon as anything is asked of it. Random numbers on the device "meta" import it too.
+real one as soon as anything is asked of it, such as one of its modules by another thread. Random
+numbers on the device "meta" import it too.
 """
 
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -33,10 +37,15 @@ def without_compiler() -> Iterator[None]:
         return
     stand_ins = {name: ModuleType(name) for name in _NAMES}
 
-    def leave() -> None:
-        for name, module in stand_ins.items():
-            if sys.modules.get(name) is module:
+    leaving = threading.Lock()  # the real ones may be asked for by several threads at once
+
+    def leave() -> bool:
+        """Take the stand-ins away; whether they were there."""
+        with leaving:
+            there = [name for name, module in stand_ins.items() if sys.modules.get(name) is module]
+            for name in there:
                 del sys.modules[name]
+            return bool(there)
 
     def is_compile_supported(device_type: str) -> Any:
         leave()
@@ -53,11 +62,46 @@ def without_compiler() -> Iterator[None]:
     package, utils = stand_ins.values()
     vars(package).update(__path__=[], utils=utils)
     vars(utils).update(is_compile_supported=is_compile_supported)
+    finder = _Submodules(leave)
+    sys.meta_path.insert(0, finder)
     sys.modules.update(stand_ins)
     try:
         yield
     finally:
         leave()
+        sys.meta_path.remove(finder)
+
+
+class _Submodules(MetaPathFinder):
+    """Finds the modules of the compiler while a stand-in, which has none, is in its place.
+
+    Args:
+        leave: Takes it away, and tells whether it was there.
+    """
+
+    def __init__(self, leave: Callable[[], bool]) -> None:
+        self._leave = leave
+
+    def find_spec(self, fullname: str, *_: Any) -> ModuleSpec | None:
+        """What the import system asks of every module that is not imported yet."""
+        if not fullname.startswith(f"{_NAMES[0]}.") or not self._leave():
+            return None
+        return ModuleSpec(fullname, _Imported(import_module(fullname)))
+
+
+class _Imported(Loader):
+    """Gives the import system a module that has been imported meanwhile."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module, self._spec = module, module.__spec__
+
+    def create_module(self, _: ModuleSpec) -> ModuleType:
+        """The module, as it is."""
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing but what the import system has changed about it."""
+        module.__spec__ = self._spec
 
 
 class Uninitialised(TorchFunctionMode):

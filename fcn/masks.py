@@ -37,7 +37,7 @@ _PALETTE, _GRAY = 3, 0  # PNG colour types
 _UP = 2  # PNG filter: difference to the row above
 _RLE_MAGIC = b"FCNR"
 _RLE_HEADER = struct.Struct("<4sBIII")
-_BAND_PIXELS = 1_000_000
+_STRIP_PIXELS = 1_000_000
 _MAX_VARINT = 5  # bytes: runs are below 2**35
 _LOSSLESS = frozenset({"PNG", "TIFF", "BMP", "GIF", "PPM"})
 
@@ -99,13 +99,13 @@ def decode_mask(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
 def count_labels(label: NDArray[Any], num_classes: int) -> list[int]:
     """Pixels of each class id of a label map H x W; ids beyond the classes add to the list."""
     if label.dtype == np.uint8:  # Pillow counts bytes twice as fast as numpy
-        of_byte = np.sum([Image.fromarray(band).histogram() for band in _bands(label)], axis=0)
+        of_byte = np.sum([Image.fromarray(strip).histogram() for strip in _strips(label)], axis=0)
         num_found = 1 + int(np.flatnonzero(of_byte)[-1])
         return [int(count) for count in of_byte[: max(num_classes, num_found)]]
-    bands = [np.bincount(band.ravel(), minlength=num_classes) for band in _bands(label)]
-    counts = np.zeros(max(map(len, bands)), np.int64)
-    for band in bands:
-        counts[: len(band)] += band
+    strips = [np.bincount(strip.ravel(), minlength=num_classes) for strip in _strips(label)]
+    counts = np.zeros(max(map(len, strips)), np.int64)
+    for strip in strips:
+        counts[: len(strip)] += strip
     return [int(count) for count in counts]
 
 
@@ -141,12 +141,12 @@ def _palette_bytes(palette: Sequence[Colour], num_needed: int) -> bytes:
 
 
 def _filtered(label: NDArray[Any]) -> bytes:
-    """Rows of bytes, each as the difference to the row above, packed a band at a time."""
+    """Rows of bytes, each as the difference to the row above, packed a strip at a time."""
     packer = zlib.compressobj(6, zlib.DEFLATED, 15, 9, zlib.Z_RLE)
     packed = []
     above = np.zeros((1, label.shape[1] * label.itemsize), np.uint8)
-    for band in _bands(label):
-        rows = band.astype(">u2", order="C").view(np.uint8) if label.itemsize == 2 else band
+    for strip in _strips(label):
+        rows = strip.astype(">u2", order="C").view(np.uint8) if label.itemsize == 2 else strip
         filtered = np.empty((len(rows), rows.shape[1] + 1), np.uint8)
         filtered[:, 0] = _UP
         np.subtract(rows[:1], above, out=filtered[:1, 1:])  # wraps, as PNG wants it
@@ -156,9 +156,9 @@ def _filtered(label: NDArray[Any]) -> bytes:
     return b"".join([*packed, packer.flush()])
 
 
-def _bands(label: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Rows of a label map, about `_BAND_PIXELS` at a time: copies of them stay small."""
-    step = max(1, _BAND_PIXELS // label.shape[1])
+def _strips(label: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Rows of a label map, about `_STRIP_PIXELS` at a time: copies of them stay small."""
+    step = max(1, _STRIP_PIXELS // label.shape[1])
     for top in range(0, len(label), step):
         yield label[top : top + step]
 
@@ -177,8 +177,8 @@ def _encode_runs(label: NDArray[Any]) -> bytes:
     packer = zlib.compressobj()
     packed = [packer.compress(ids.data)]
     packed += [
-        packer.compress(_varints(runs[start : start + _BAND_PIXELS]))
-        for start in range(0, len(runs), _BAND_PIXELS)
+        packer.compress(_varints(runs[start : start + _STRIP_PIXELS]))
+        for start in range(0, len(runs), _STRIP_PIXELS)
     ]
     return b"".join([header, *packed, packer.flush()])
 

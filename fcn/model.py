@@ -1,6 +1,9 @@
 """The fully convolutional network of Long, Shelhamer and Darrell."""
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -81,6 +84,9 @@ class FCN(nn.Module):
             can be trained together instead of one after another.
         heads: Names and numbers of classes of several tasks scored over one trunk (SIFT
             Flow: semantic and geometric). Their scores lie one after another in the channels.
+        modalities: Channels of the parts of the image that are seen by a trunk each and meet in
+            the mean of their scores (NYUDv2: 3 of colour, 3 of HHA). The network's own trunk
+            sees the first part; `beside` holds the others.
 
     Attributes:
         head: The classifier's own layers after the trunk, fc6 and fc7 where it has them: one,
@@ -90,10 +96,12 @@ class FCN(nn.Module):
         field: Side in pixels of the square that a score depends on.
         sees_everything: a score depends on the whole image besides, through gates that pool
             over all of it (squeeze and excitation).
+        beside: A network for each further modality, of which only the score maps are used.
 
     Raises:
-        ValueError: Unknown backbone, a stride it lacks, no class, no channel, or heads whose
-            classes are not ``num_classes`` together.
+        ValueError: Unknown backbone, a stride it lacks, no class, no channel, heads whose
+            classes are not ``num_classes`` together, or modalities whose channels are not
+            ``in_channels`` together.
     """
 
     def __init__(
@@ -107,6 +115,7 @@ class FCN(nn.Module):
         in_channels: int = 3,
         at_once: bool = False,
         heads: Mapping[str, int] | None = None,
+        modalities: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
@@ -115,15 +124,21 @@ class FCN(nn.Module):
         sizes = [num_classes] if heads is None else list(heads.values())
         if sum(sizes) != num_classes or min(sizes) < 1:
             raise ValueError(f"num_classes must be that of all heads {heads}, not {num_classes}")
+        parts = [in_channels] if modalities is None else list(modalities)
+        if sum(parts) != in_channels or min(parts) < 1:
+            raise ValueError(
+                f"in_channels must be those of all modalities {modalities}, not {in_channels}"
+            )
         self.backbone, self.num_classes, self.stride = backbone, num_classes, stride
         self.geometry: Geometry = geometry
         self.learnable_upsampling = learnable_upsampling
         self.in_channels, self.at_once = in_channels, at_once
         self.heads = None if heads is None else dict(heads)
+        self.modalities = None if modalities is None else tuple(modalities)
 
-        self.trunk, self.head = build(backbone, stride, geometry, in_channels)
+        self.trunk, self.head = build(backbone, stride, geometry, parts[0])
         *skips, last = places.trace(self.trunk)
-        *channels, width = _channels(self.trunk, self.head, in_channels)
+        *channels, width = _channels(self.trunk, self.head, parts[0])
         options: dict[str, Any] = {
             "replicate_border": geometry == "same",
             "learnable": learnable_upsampling,
@@ -141,6 +156,10 @@ class FCN(nn.Module):
         self.upscore = Upscore(num_classes, place, places.IMAGE, **options)
         self.field = self.upscore.map.field
         self.sees_everything = any(isinstance(m, nn.AdaptiveAvgPool2d) for m in _used(self.trunk))
+        self.beside = nn.ModuleList(
+            FCN(backbone, num_classes, stride, geometry, in_channels=part, at_once=at_once)
+            for part in parts[1:]
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         """Scores ``N x C x H x W`` of a normalised image batch ``N x in_channels x H x W``."""
@@ -152,7 +171,22 @@ class FCN(nn.Module):
         return self.fused(self.score_maps(image))
 
     def score_maps(self, image: Tensor) -> list[Tensor]:
-        """Score maps ``N x C x h x w`` of all strides, coarsest first, before they are fused."""
+        """Score maps ``N x C x h x w`` of all strides, coarsest first, before they are fused.
+
+        Of several modalities they are the mean of theirs: late fusion, as ``score_fused`` of
+        the authors' ``nyud-fcn32s-color-hha``, whose coefficients are 0.5 and 0.5.
+        """
+        if self.modalities is None:
+            return self._own_score_maps(image)
+        beside: list[Any] = list(self.beside)
+        ways = [self._own_score_maps, *(net.score_maps for net in beside)]
+        starts = [0, *accumulate(self.modalities[:-1])]
+        parts = zip(ways, starts, self.modalities, strict=True)
+        maps = [way(torch.narrow(image, 1, start, num)) for way, start, num in parts]
+        return [reduce(operator.add, same) * (1 / len(maps)) for same in zip(*maps, strict=True)]
+
+    def _own_score_maps(self, image: Tensor) -> list[Tensor]:
+        """`score_maps` of the first modality alone."""
         *skips, last = self.trunk(image).values()  # 1/8, 1/16, 1/32
         fuses: list[Any] = list(self.fuse.values())
         pools = zip(fuses, reversed(skips), strict=True)

@@ -5,6 +5,7 @@ colours: uint8 if all of them are, else float32.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,7 +20,7 @@ from fcn.bands import Band
 from fcn.checkpoint import Model, check_sees_images
 from fcn.classes import Classes
 from fcn.device import Precision, autocast
-from fcn.errors import BackendError
+from fcn.errors import BackendError, ScoresNotFinite
 from fcn.streams import Streams, on_gpu
 from fcn.winners import winners
 
@@ -32,7 +33,7 @@ MAX_WHOLE_PIXELS = 4_000_000
 MAX_SCORES = 84_000_000
 """Pixels times classes of an image that runs whole: 336 MB of scores, 4 MP at 21 classes."""
 
-BAND_ROWS = 24
+STRIP_ROWS = 24
 """Rows that a CPU upsamples and reads off together: 1 MB of scores at 500 pixels and 21 classes."""
 
 
@@ -149,13 +150,15 @@ class Predictor:
         """Label maps and confidences of images, as `__call__` takes them, in their order.
 
         Raises:
+            ScoresNotFinite: the network's numbers overflow at one of the images, as at a band's
+                value of 1e30; it has no label there.
             ValueError: An array that is no such image.
         """
         images = self.model.input.check_images(images)
         done: dict[int, Prediction] = {}
         for batch, found in one_ahead(self._begun(images)):
             done.update(zip(batch, found(), strict=True))
-        return [done[index] for index in range(len(images))]
+        return check_finite([done[index] for index in range(len(images))])
 
     def _begun(
         self, images: Sequence[np.ndarray]
@@ -250,17 +253,17 @@ class Predictor:
 
         Label maps ``N x H x W`` of each of K heads, and float64 ``K x N`` on the CPU.
 
-        The scores of all pixels are never in memory, only those of a band of rows.
+        The scores of all pixels are never in memory, only those of a strip of rows.
         """
         upscore = self.net.upscore
         window = upscore.crop + top, upscore.crop + left, height, width
         labels = self._empty(len(score), height, width)
         sums = torch.zeros(len(labels), len(score), dtype=torch.float64, device=self.device)
         sizes = [len(classes) for classes in self.model.all_classes]
-        for number, scores in enumerate(upscore.bands(score, *window, BAND_ROWS)):
-            rows = slice(number * BAND_ROWS, (number + 1) * BAND_ROWS)
-            for head, band in enumerate(torch.split(scores.float(), sizes, dim=1)):
-                winner, certain = winners(band)
+        for number, scores in enumerate(upscore.strips(score, *window, STRIP_ROWS)):
+            rows = slice(number * STRIP_ROWS, (number + 1) * STRIP_ROWS)
+            for head, part in enumerate(torch.split(scores.float(), sizes, dim=1)):
+                winner, certain = winners(part)
                 sums[head] += certain
                 labels[head][:, rows] = winner.cpu().numpy()
         return labels, sums.cpu()
@@ -281,6 +284,21 @@ def prediction(
     """A prediction of label maps and confidences, one of each head, the first one's first."""
     first, *others = map(Prediction, labels, confidences)
     return replace(first, further=dict(zip(further, others, strict=True)))
+
+
+def check_finite(predictions: list[Prediction]) -> list[Prediction]:
+    """Predictions, if a class won at every pixel: where scores are no numbers none does.
+
+    Raises:
+        ScoresNotFinite: a confidence is no number.
+    """
+    heads = [head for one in predictions for head in (one, *one.further.values())]
+    if all(math.isfinite(head.confidence) for head in heads):
+        return predictions
+    raise ScoresNotFinite(
+        "the network's scores are not finite: its numbers overflowed; look for extreme values in "
+        "the image's bands, or take a precision of a wider range (bf16, fp32) than fp16"
+    )
 
 
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:

@@ -133,6 +133,12 @@ class TrainConfig(BaseModel):
     learnable_upsampling: bool = Field(
         False, description="Train the bilinear kernels of the transposed convolutions."
     )
+    late_fusion: bool = Field(
+        False,
+        exclude_if=lambda given: not given,
+        description="Give the bands a trunk of their own: the scores of both are averaged. "
+        "Otherwise one trunk sees the colours and the bands as channels of one image.",
+    )
     evaluate_every: int = Field(
         5,
         ge=1,

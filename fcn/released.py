@@ -36,16 +36,23 @@ _UPSCORES = {
 _FIRST = {"conv1_1": "vgg16", "conv1_1_bgrd": "vgg16", "conv1": "caffenet"}
 """The layer that sees the image, to the trunk it belongs to."""
 
+_MODALITIES = ("color", "hha")
+"""What the layers of the net with two trunks end in, ``conv1_1color`` and ``conv1_1hha``, in the
+order of ``modality_fcn`` in ``nyud-fcn32s-color-hha/net.py`` of github.com/shelhamer/
+fcn.berkeleyvision.org. There ``score_fused`` is the sum of ``score_frcolor`` and ``score_frhha``
+with the coefficients 0.5 and 0.5; behind it stand one ``upscore`` and one crop."""
+
 
 def load_caffemodel(file: bytes | str | Path | BinaryIO) -> FCN:
     """A network of the authors' release, from its ``.caffemodel``.
 
     Known are the nets of PASCAL VOC (32s, 16s, 8s, 8s at once, AlexNet), PASCAL-Context, SIFT
     Flow (two heads, ``sem`` and ``geo``: a `Model` of it names the classes of ``sem`` and, as
-    ``further_classes``, those of ``geo``), and NYUDv2 with one trunk (colour,
-    HHA, colour and depth). The network has their geometry ("reference") and wants their input:
-    float BGR 0..255 minus the mean of their data, which is (104.00699, 116.66877, 122.67892)
-    for VOC; a fourth channel is the logarithm of the depth minus 7.844.
+    ``further_classes``, those of ``geo``), and NYUDv2 (colour, HHA, colour and depth, and the
+    two trunks of colour and HHA, as two ``modalities``). The network has their geometry
+    ("reference") and wants their input: float BGR 0..255 minus the mean of their data, which is
+    (104.00699, 116.66877, 122.67892) for VOC; a fourth channel is the logarithm of the depth
+    minus 7.844. `fcn.input.NYUD_COLOR_HHA` is that of the two trunks.
 
     Raises:
         CheckpointError: The file is damaged, or holds another network; the message names the
@@ -86,6 +93,8 @@ def released_net(tensors: Mapping[str, Tensor], *, at_once: bool = False) -> FCN
     wrong = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
     if wrong:
         raise CheckpointError(f"{wrong[0]} holds {tensors[wrong[0]].dtype}, expected floats")
+    if modalities := _modalities(tensors):
+        return _late_fusion(modalities)
     first, backbone = _trunk(tensors)
     heads = _heads(tensors)
     if heads:
@@ -122,6 +131,54 @@ def released_net(tensors: Mapping[str, Tensor], *, at_once: bool = False) -> FCN
         for name, released in names.items()
     }
     net.load_state_dict(state, assign=True)
+    return net.requires_grad_().eval()
+
+
+def _modalities(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The weights of each trunk of several under the names of a net with one, with those of all."""
+    if not any(f"conv1_1{name}.weight" in tensors for name in _MODALITIES):
+        return {}
+    split: dict[str, dict[str, Tensor]] = {name: {} for name in _MODALITIES}
+    for key, tensor in tensors.items():
+        layer, _, kind = key.rpartition(".")
+        own = [name for name in _MODALITIES if layer.endswith(name)]
+        for name in own or _MODALITIES:
+            split[name][f"{layer.removesuffix(name)}.{kind}"] = tensor
+    return split
+
+
+def _late_fusion(modalities: Mapping[str, Mapping[str, Tensor]]) -> FCN:
+    """The network of several trunks, from the weights of each."""
+    nets: dict[str, FCN] = {}
+    for name, tensors in modalities.items():
+        try:
+            nets[name] = released_net(tensors)
+        except CheckpointError as error:
+            raise CheckpointError(f"of the layers whose names end in {name!r}: {error}") from error
+    first, *others = nets.values()
+    for name, net in nets.items():
+        if (net.stride, net.num_classes) != (first.stride, first.num_classes):
+            raise CheckpointError(
+                f"the scores of {name!r} are {net.num_classes} at stride {net.stride}, those of "
+                f"{_MODALITIES[0]!r} {first.num_classes} at stride {first.stride}; expected the "
+                "same, to be averaged"
+            )
+    with torch.device("meta"):
+        net = FCN(
+            first.backbone,
+            first.num_classes,
+            first.stride,
+            "reference",
+            learnable_upsampling=first.learnable_upsampling,
+            in_channels=sum(net.in_channels for net in nets.values()),
+            at_once=first.at_once,
+            modalities=[net.in_channels for net in nets.values()],
+        )
+    state = dict(first.state_dict())
+    for index, other in enumerate(others):  # upsampling stands once, behind the mean
+        state |= {f"beside.{index}.{name}": tensor for name, tensor in other.state_dict().items()}
+    own = net.state_dict().keys()
+    net.load_state_dict({name: state[name] for name in own}, assign=True)
     return net.requires_grad_().eval()
 
 
@@ -186,11 +243,6 @@ def _trunk(tensors: Mapping[str, Tensor]) -> tuple[str, str]:
     for first, backbone in _FIRST.items():
         if f"{first}.weight" in tensors:
             return first, backbone
-    two = [name for name in ("conv1_1color.weight", "conv1_1hha.weight") if name in tensors]
-    if two:
-        raise CheckpointError(
-            f"the file holds two trunks ({', '.join(two)}), whose scores are averaged; expected one"
-        )
     found = ", ".join(sorted({name.rpartition(".")[0] for name in tensors})[:4])
     raise CheckpointError(
         f"no released network: expected a first layer {' or '.join(_FIRST)}, found {found}, …"

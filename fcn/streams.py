@@ -25,7 +25,7 @@ from fcn.model import FCN
 from fcn.upsample import Upscore
 from fcn.winners import winners
 
-BAND_ROWS = 64
+STRIP_ROWS = 64
 """Rows that are upsampled and read off together where there is no fused kernel."""
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -83,7 +83,7 @@ class Labeller:
         upscore = self.net.upscore
         window = upscore.crop + top, upscore.crop + left, height, width
         if self._fused is None:
-            return banded_winners(upscore, score, self.sizes, window)
+            return winners_by_strip(upscore, score, self.sizes, window)
         heads = torch.split(score, self.sizes, dim=1)
         labels, sums = zip(*(self._fused(upscore, head, *window) for head in heads), strict=True)
         return [*labels, torch.stack(sums)]
@@ -93,17 +93,17 @@ class Labeller:
         return self.choose(self.score(pixels), window)
 
 
-def banded_winners(
+def winners_by_strip(
     upscore: Upscore, score: Tensor, sizes: list[int], window: Window
 ) -> list[Tensor]:
-    """`Labeller.choose` in plain torch: the scores of a band of rows are in memory at once.
+    """`Labeller.choose` in plain torch: the scores of a strip of rows are in memory at once.
 
     Of learnable kernels they are all in memory: those have one way to upsample.
     """
     labels: list[list[Tensor]] = [[] for _ in sizes]
     sums = torch.zeros(len(sizes), len(score), dtype=torch.float64, device=score.device)
-    for band in upscore.bands(score, *window, BAND_ROWS):
-        for head, scores in enumerate(torch.split(band.float(), sizes, dim=1)):
+    for strip in upscore.strips(score, *window, STRIP_ROWS):
+        for head, scores in enumerate(torch.split(strip.float(), sizes, dim=1)):
             label, total = winners(scores)
             labels[head].append(label)
             sums[head] += total
@@ -122,7 +122,7 @@ def find_fused(device: torch.device) -> Callable[..., tuple[Tensor, Tensor]] | N
         fused(upscore, torch.zeros(1, 1, 1, 1, device=device), 0, 0, 1, 1)
     except (ImportError, OSError, RuntimeError, subprocess.CalledProcessError) as error:
         warnings.warn(
-            f"labels are read off band by band, which is slower: Triton does not run here: {error}",
+            f"labels are read off by the strip, which is slower: Triton does not run here: {error}",
             RuntimeWarning,
             stacklevel=2,
         )

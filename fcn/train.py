@@ -6,8 +6,6 @@ A resumed run needs no random state to go on as if it had never stopped.
 """
 
 import copy
-import hashlib
-import itertools
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -17,20 +15,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 
-from fcn.checkpoint import Model, check_fit, read_safetensors
+from fcn.checkpoint import Model
 from fcn.device import autocast, deterministic, find_device, resolve_precision
-from fcn.errors import CheckpointError, FcnError, TrainingError
+from fcn.errors import FcnError, TrainingError
 from fcn.loss import JointLoss, median_frequency_weights
 from fcn.model import FCN
+from fcn.order import Order
 from fcn.parallel import World, normalises_batches, pad_to, share_statistics
 from fcn.recipes import TrainConfig, make_optimizer
-from fcn.samples import DROPOUT, ORDER, Batch, LabelledSamples, TrainingSamples, mix
+from fcn.samples import DROPOUT, Batch, LabelledSamples, TrainingSamples, mix
+from fcn.training_state import pack, training_digest, transplant_of, unpack
 from fcn.weights import Transplant
+
+__all__ = ["MAX_SKIPS", "Step", "Trainer", "check_shareable", "num_stages", "transplant_of"]
 
 MAX_SKIPS = 20
 """Overflowing fp16 steps in a row before training is given up: each halves the loss scale,
@@ -119,8 +120,14 @@ class Trainer:
         self.recipe = config.effective_recipe()
         self.device = find_device(config.device)
         self.num_samples = len(samples)
-        self._samples_per_step = config.batch_size * config.accumulate
-        self.num_steps = -(-config.epochs * self.num_samples // self._samples_per_step)
+        self._order = Order(
+            num_samples=len(samples),
+            epochs=config.epochs,
+            batch_size=config.batch_size,
+            accumulate=config.accumulate,
+            seed=config.seed,
+        )
+        self.num_steps = self._order.num_steps
         self.step = 0
         self._skips = 0
         self._samples = TrainingSamples(
@@ -174,7 +181,7 @@ class Trainer:
             start = time.perf_counter()
             group = [
                 _unless_error(next(batches)) if size > self.world.rank else self._no_images()
-                for size in self._batch_sizes()
+                for size in self._order.batch_sizes(self.step)
             ]
             waited = time.perf_counter() - start
             factor = self.recipe.rate(self.step, self.num_steps)
@@ -203,20 +210,13 @@ class Trainer:
         Raises:
             TrainingError: A weight is not finite. So every state that exists is usable.
         """
-        tensors = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
+        tensors = self.net.state_dict()
         wrong = [n for n, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
         if wrong:
             raise TrainingError(
                 f"{len(wrong)} of {len(tensors)} weights are not finite after step {self.step}, "
-                f"first {wrong[0].removeprefix('net.')}; {self._advice(self._learning_rate)}"
+                f"first {wrong[0]}; {self._advice(self._learning_rate)}"
             )
-        if self.config.ema_decay:
-            average = self.model.net.state_dict()
-            tensors |= {f"average.{name}": tensor for name, tensor in average.items()}
-        for name, parameter in self.net.named_parameters():
-            for key, value in self._optimizer.state.get(parameter, {}).items():
-                tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value)
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         metadata = {
             "step": str(self.step),
             "skips": str(self._skips),
@@ -224,24 +224,10 @@ class Trainer:
             "training": self._digest,
             "transplant": self._transplant.model_dump_json(),
         }
-        return save_tensors(tensors, metadata)
+        return pack(self._nets(), self._optimizer, metadata)
 
     def _restore(self, state: bytes) -> None:
-        tensors, metadata = read_safetensors(state)
-        if metadata.get("training") != self._digest:
-            raise CheckpointError(
-                "the state is of another training: the configuration, the classes or the number "
-                "of samples differ"
-            )
-        for net, prefix in self._nets():
-            weights = _below(prefix, tensors)
-            check_fit(net, weights)
-            net.load_state_dict(weights)
-        for name, parameter in self.net.named_parameters():
-            if values := _below(f"optimizer.{name}.", tensors):
-                self._optimizer.state[parameter] = {
-                    key: _beside(value, parameter) for key, value in values.items()
-                }
+        metadata = unpack(state, self._digest, self._nets(), self._optimizer)
         self.step, self._skips = int(metadata["step"]), int(metadata["skips"])
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(json.loads(metadata["scaler"]))
@@ -346,44 +332,13 @@ class Trainer:
         )
 
     def batches(self) -> Iterator[list[tuple[int, int]]]:
-        """(epoch, sample) of this rank's share of each batch from this step on, if it has one.
-
-        Epochs follow without a seam.
-        """
-        stream = itertools.islice(self._stream(), self.num_seen, None)
-        while batch := list(itertools.islice(stream, self.config.batch_size)):
-            if share := self.world.share(batch):
-                yield list(share)
-
-    def _batch_sizes(self) -> list[int]:
-        """How many images the batches of the next step have, over all ranks."""
-        size, rest = self.config.batch_size, self.config.epochs * self.num_samples - self.num_seen
-        rest = min(rest, self._samples_per_step)
-        return [min(size, rest - start) for start in range(0, rest, size)]
+        """(epoch, sample) of this rank's share of each batch from this step on, if it has one."""
+        return self._order.batches(self.step, self.world)
 
     @property
     def num_seen(self) -> int:
         """Samples that the steps so far took, each counted once an epoch."""
-        return min(self.step * self._samples_per_step, self.config.epochs * self.num_samples)
-
-    def _stream(self) -> Iterator[tuple[int, int]]:
-        for epoch in range(self.config.epochs):
-            generator = torch.Generator().manual_seed(mix(ORDER, self.config.seed, epoch))
-            order = torch.randperm(self.num_samples, generator=generator).tolist()
-            yield from ((epoch, sample) for sample in order)
-
-
-def transplant_of(state: bytes) -> Transplant:
-    """Where the first weights of a training came from, read off its state.
-
-    Raises:
-        CheckpointError: The bytes are no state of a training.
-    """
-    _, metadata = read_safetensors(state)
-    try:
-        return Transplant.model_validate_json(metadata["transplant"])
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"not the state of a training: {error}") from error
+        return self._order.num_seen(self.step)
 
 
 def num_stages(stride: int, from_stride: int | None, coarsest: int) -> int:
@@ -436,23 +391,3 @@ def _unless_error(batch: Batch | FcnError) -> Batch:
     if isinstance(batch, FcnError):
         raise batch
     return batch
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with ``prefix``, without it."""
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-
-
-def training_digest(model: Model, config: TrainConfig, num_samples: int) -> str:
-    """Digest of all that a state must share with the training that takes it up."""
-    facts = [config.decisive(), model.classes.to_json(), model.classes.ignore_index, num_samples]
-    if model.further_classes:
-        facts += [[name, c.to_json()] for name, c in model.further_classes.items()]
-    if model.input.bands:
-        facts.append([vars(band) for band in model.input.bands])
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _beside(value: Tensor, parameter: Tensor) -> Tensor:
-    """An optimizer's tensor on its parameter's device; step counters stay on the CPU."""
-    return value if value.ndim == 0 else value.to(parameter.device)

@@ -77,13 +77,13 @@ class Upscore(nn.Module):
         columns = self._matrix(score.shape[3], score)
         return rows @ (score @ columns.T)
 
-    def bands(
+    def strips(
         self, score: Tensor, top: int, left: int, height: int, width: int, num_rows: int
     ) -> Iterator[Tensor]:
         """A window of the upsampled map, ``num_rows`` rows at a time: ``N x C x num_rows x width``.
 
-        All bands together are ``self(score)[..., top : top + height, left : left + width]``. With
-        fixed kernels a band is made from the few coarse rows that it lies on, so that it can be
+        All strips together are ``self(score)[..., top : top + height, left : left + width]``. With
+        fixed kernels a strip is made from the few coarse rows that it lies on, so that it can be
         read and dropped while the processor still has it in its cache.
         """
         if self.weight is not None:
@@ -97,8 +97,8 @@ class Upscore(nn.Module):
         for weight in torch.split(rows, num_rows):
             under = weight.any(dim=0).nonzero()
             first, last = int(under[0]), int(under[-1]) + 1
-            band = weight[:, first:last] @ flat[first:last]
-            yield band.view(-1, *wide.shape[1:]).permute(1, 2, 0, 3)
+            strip = weight[:, first:last] @ flat[first:last]
+            yield strip.view(-1, *wide.shape[1:]).permute(1, 2, 0, 3)
 
     def _kept(self, cells: int, like: Tensor) -> Tensor:
         """`_matrix`, which on a CPU is kept for the sizes used last; not to be changed."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -14,7 +15,7 @@ from fcn.caffemodel import looks_like_caffemodel, read_caffemodel
 from fcn.checkpoint import CARD_KEY, is_safetensors, load, read_safetensors, shape_text
 from fcn.classes import Classes
 from fcn.errors import CheckpointError
-from fcn.input import CAFFE, RELEASE, TORCHVISION, InputSpec
+from fcn.input import CAFFE, NYUD_COLOR_HHA, RELEASE, TORCHVISION, InputSpec
 from fcn.model import FCN
 from fcn.released import fitted, is_released, released_names, released_net
 from fcn.squeezenet import holds_arrays, read_squeezenet
@@ -22,6 +23,9 @@ from fcn.state_dicts import PICKLE, ZIP, read_state_dict
 from fcn.trunks import TRUNKS, classifier, first_convolution
 
 InitClasses = Literal["same", "by_name"]
+
+_BELOW_SCORES = re.compile(r"(beside\.\d+\.)?(trunk|head)\.")
+"""Names of weights that do not depend on the classes."""
 
 _logger = logging.getLogger(__name__)
 
@@ -60,7 +64,8 @@ def transplant(
 ) -> Transplant:
     """Give a network its first weights.
 
-    A fourth and further channel of the image starts as the mean of the source's three.
+    A fourth and further channel of the image starts as the mean of the source's three. Of
+    several modalities, the trunk of each starts with what a classifier's file holds.
 
     Args:
         net: The network, changed in place.
@@ -195,7 +200,8 @@ def _from_released(
         )
     nameless = [f"init class {index}" for index in range(source.num_classes)]
     own = names if init_classes == "same" else nameless
-    return _from_model(net, source, own, RELEASE, names, init_classes)
+    spec = RELEASE if source.modalities is None else NYUD_COLOR_HHA
+    return _from_model(net, source, own, spec, names, init_classes)
 
 
 def _from_released_classifier(net: FCN, tensors: Mapping[str, Tensor]) -> Transplant:
@@ -227,6 +233,10 @@ def _from_model(
         raise CheckpointError(
             f"init is a model on {source.backbone}, but backbone={net.backbone} was asked for"
         )
+    if source.modalities != net.modalities:
+        raise CheckpointError(
+            f"init is a model of {_trunks(source)}, but one of {_trunks(net)} was asked for"
+        )
     if len(source.fuse) and source.at_once != net.at_once:
         raise CheckpointError(
             f"init is a model with at_once={source.at_once}, but at_once={net.at_once} was "
@@ -242,13 +252,19 @@ def _from_model(
     tensors = source.state_dict()
     if source.stride != net.stride:
         tensors = {n: t for n, t in tensors.items() if not n.startswith("upscore.")}
-    chosen = [] if same else [n for n in tensors if not n.startswith(("trunk.", "head."))]
+    chosen = [] if same else [n for n in tensors if not _BELOW_SCORES.match(n)]
     own = net.state_dict()
     for name in chosen:
         if name in own:
             tensors[name] = _by_name(own[name], tensors[name], names, own_names)
     done = _copy(net, tensors, spec, chosen)
     return done.model_copy(update={"from_stride": source.stride})
+
+
+def _trunks(net: FCN) -> str:
+    if net.modalities is None:
+        return "one trunk"
+    return f"trunks for {' + '.join(map(str, net.modalities))} channels (late fusion)"
 
 
 def _by_name(
@@ -267,10 +283,12 @@ def _copy(
 ) -> Transplant:
     """Copy by name; every shape must fit, and every layer of the trunk must be there."""
     own = net.state_dict()
+    tensors, coerced = _in_every_trunk(net, tensors, coerced)
     first = f"trunk.{first_convolution(net.trunk)[0]}.weight"
-    if first in tensors and _sees_more(own[first], tensors[first]):
-        tensors = {**tensors, first: _widened(tensors[first], net.in_channels)}
-        coerced = [*coerced, first]
+    for name in own:
+        if name.endswith(first) and name in tensors and _sees_more(own[name], tensors[name]):
+            tensors = {**tensors, name: _widened(tensors[name], own[name].shape[1])}
+            coerced = [*coerced, name]
     wrong = [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     if wrong:
         name = wrong[0]
@@ -280,7 +298,7 @@ def _copy(
         )
     copied = tuple(name for name in own if name in tensors)
     left = tuple(name for name in own if name not in tensors)
-    missing = [n for n in left if n.startswith(("trunk.", "head.")) and "num_batches" not in n]
+    missing = [n for n in left if _BELOW_SCORES.match(n) and "num_batches" not in n]
     if missing:
         raise CheckpointError(
             f"init lacks {len(missing)} of the weights of {net.backbone}, first {missing[0]}"
@@ -288,6 +306,19 @@ def _copy(
     net.load_state_dict({name: tensors[name] for name in copied}, strict=False)
     shaped = tuple(name for name in copied if name in set(coerced))
     return Transplant(input=spec, copied=copied, coerced=shaped, left=left)
+
+
+def _in_every_trunk(
+    net: FCN, tensors: Mapping[str, Tensor], coerced: Sequence[str]
+) -> tuple[Mapping[str, Tensor], Sequence[str]]:
+    """Weights, and names of those coerced, with one trunk's for all trunks that have none."""
+    for index in range(len(net.beside)):
+        prefix = f"beside.{index}."
+        if not any(name.startswith(prefix) for name in tensors):
+            below = [name for name in tensors if name.startswith(("trunk.", "head."))]
+            coerced = [*coerced, *(prefix + name for name in below if name in coerced)]
+            tensors = {**tensors, **{prefix + name: tensors[name] for name in below}}
+    return tensors, coerced
 
 
 def _sees_more(own: Tensor, tensor: Tensor) -> bool:

@@ -20,9 +20,9 @@ from itertools import chain, islice
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fcn.bands import EXTENSIONS, Band, stack
+from fcn.bands import EXTENSIONS, Band, decode_stacked
 from fcn.decoders import Decoders
-from fcn.errors import BandError, ImageError, ImageTooLarge, MissingBand
+from fcn.errors import MissingBand
 from fcn.images import DecodedImage
 from tasks import stores
 from tasks.pages import PAGE_ROWS, SCHEMA, align, sort
@@ -194,18 +194,8 @@ def stacked(
     Raises:
         BandError: a band that cannot be decoded, or does not fit.
     """
-    values = {}
-    height, width = image.pixels.shape[:2]
-    for name, data in files.items():
-        try:
-            values[name] = decoders.decode_band(data, max_pixels=height * width)
-        except ImageTooLarge as error:
-            raise BandError(
-                f"band {name} is larger than its image, {height} x {width}: {error}"
-            ) from error
-        except ImageError as error:
-            raise BandError(f"band {name}: {error}") from error
-    return replace(image, pixels=stack(image.pixels, values, bands))
+    pixels = decode_stacked(image.pixels, files, bands, decoders.decode_band)
+    return replace(image, pixels=pixels)
 
 
 def read(

@@ -28,6 +28,9 @@ LABEL_BYTES = 5
 MAX_IMAGE_BYTES = MAX_BYTES_PER_PIXEL + PIXEL_BYTES + LABEL_BYTES
 """All that a pixel may take while its image is in work, in the hungriest format."""
 
+_KNOWN_BYTES = 5
+"""A pixel of a band while what is not known in it is filled in: a float and whether it is known."""
+
 Item = TypeVar("Item")
 Job = TypeVar("Job")
 
@@ -38,6 +41,16 @@ def band_pixel_bytes(bands: Sequence[Band]) -> int:
         return 0
     stacked = np.dtype(stacked_dtype(bands)).itemsize * (3 + len(bands))
     return stacked + sum(np.dtype(band.dtype).itemsize for band in bands)
+
+
+def most_pixel_bytes(bands: Sequence[Band] = ()) -> int:
+    """All that a pixel may take while its image is in work alone, in the hungriest format.
+
+    Decoders have ended when the bands are stacked, so that what is larger of the two counts.
+    """
+    decoded = sum(np.dtype(band.dtype).itemsize for band in bands)
+    stacked = band_pixel_bytes(bands) - decoded + (_KNOWN_BYTES if bands else 0)
+    return MAX_IMAGE_BYTES + decoded + max(0, stacked - MAX_BYTES_PER_PIXEL)
 
 
 class Budget:
@@ -127,21 +140,21 @@ def prefetched(
 
 @cache
 def budgets(
-    memory_budget: int, max_image_pixels: int, max_image_bytes: int
+    memory_budget: int, max_image_pixels: int, max_image_bytes: int, bands: tuple[Band, ...] = ()
 ) -> tuple[Budget, Budget]:
     """The budgets for files and for pixels of a run in this process, the same for all its shards.
 
     A quarter is for files, unless the largest file needs more or the largest image leaves less.
     """
-    spare = memory_budget - _largest_image(max_image_pixels, max_image_bytes)
+    spare = memory_budget - _largest_image(max_image_pixels, max_image_bytes, bands)
     files = max(max_image_bytes, min(memory_budget // 4, spare))
     return Budget(files), Budget(memory_budget - files)
 
 
-def least_budget(max_image_pixels: int, max_image_bytes: int) -> int:
+def least_budget(max_image_pixels: int, max_image_bytes: int, bands: Sequence[Band] = ()) -> int:
     """The smallest memory budget that holds the largest image allowed, whatever its format."""
-    return _largest_image(max_image_pixels, max_image_bytes) + max_image_bytes
+    return _largest_image(max_image_pixels, max_image_bytes, bands) + max_image_bytes
 
 
-def _largest_image(max_image_pixels: int, max_image_bytes: int) -> int:
-    return MAX_IMAGE_BYTES * max_image_pixels + FILE_COPIES * max_image_bytes
+def _largest_image(max_image_pixels: int, max_image_bytes: int, bands: Sequence[Band]) -> int:
+    return most_pixel_bytes(bands) * max_image_pixels + FILE_COPIES * max_image_bytes

@@ -127,7 +127,9 @@ def segment(
                 window, names, last_attempt=last_attempt, max_bytes=config.max_image_bytes
             )
 
-    files, pixels = budgets(config.memory_budget, config.max_image_pixels, config.max_image_bytes)
+    files, pixels = budgets(
+        config.memory_budget, config.max_image_pixels, config.max_image_bytes, tuple(bands)
+    )
     limit = min(WINDOW_BYTES, files.size // (2 * config.concurrency))
     rows: list[Row] = []
     with (

@@ -8,12 +8,14 @@ import numpy as np
 import torch
 
 from fcn.classes import Classes
+from fcn.errors import ScoresNotFinite
 from fcn.predict import MAX_WHOLE_PIXELS, Prediction
 from tasks.cores import Cores
 from tasks.seconds import Seconds
 
 Outcome = Prediction | Exception
-"""What is said of an image; an exception where it does not fit into memory even alone."""
+"""What is said of an image; an exception where it has no finite scores, or does not fit into
+memory even alone."""
 
 
 class Segmenter(Protocol):
@@ -74,7 +76,7 @@ class Networks:
     ) -> list[Outcome]:
         try:
             return found()
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (torch.OutOfMemoryError, MemoryError, ScoresNotFinite) as error:
             if len(images) == 1:
                 return [error]
         return [one for key in images for one in self.together({key: images[key]})]

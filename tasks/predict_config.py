@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from fcn.backends import Backend, find_backend
+from fcn.bands import Band
 from fcn.device import Precision, resolve_precision
 from fcn.images import MAX_PIXELS
 from fcn.masks import MaskFormat
@@ -24,7 +26,7 @@ IMAGE_PATTERNS = (
 )
 """Names of files that hold images, in the formats that `fcn.decode_image` reads."""
 
-ROW_FORMAT = 3
+ROW_FORMAT = 4
 """Raised whenever the same image and model would give another row."""
 
 
@@ -204,15 +206,24 @@ class PredictConfig(BaseModel):
 
     @model_validator(mode="after")
     def _largest_image_fits_into_memory(self) -> "PredictConfig":
-        least = least_budget(self.max_image_pixels, self.max_image_bytes)
+        self.require_room()
+        return self
+
+    def require_room(self, bands: Sequence[Band] = ()) -> None:
+        """Find out whether the memory budget holds the largest image allowed, with its bands.
+
+        Raises:
+            ValueError: it does not.
+        """
+        least = least_budget(self.max_image_pixels, self.max_image_bytes, bands)
         if self.memory_budget < least:
+            seen = f" with the bands {', '.join(band.name for band in bands)}" if bands else ""
             raise ValueError(
                 f"memory_budget={self.memory_budget:,} bytes; an image of "
-                f"max_image_pixels={self.max_image_pixels:,} from a file of "
+                f"max_image_pixels={self.max_image_pixels:,}{seen} from a file of "
                 f"max_image_bytes={self.max_image_bytes:,} may take {least:,}: raise the budget, "
                 "or lower what is allowed"
             )
-        return self
 
 
 def run_digest(model_digest: str, config: PredictConfig) -> str:

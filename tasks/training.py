@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fcn.checkpoint import Model, to_bytes
-from fcn.errors import CheckpointError
+from fcn.errors import CheckpointError, TrainingError
 from fcn.evaluate import score_samples
 from fcn.input import InputSpec
 from fcn.metrics import Scores
@@ -51,7 +51,16 @@ def make_trainer(
     state: bytes | None,
     world: World = World(),  # noqa: B008 - frozen
 ) -> Trainer:
-    """A trainer on the split "train", with its first weights, or those of a state."""
+    """A trainer on the split "train", with its first weights, or those of a state.
+
+    Raises:
+        TrainingError: a trunk for the bands is wanted, and there are none.
+    """
+    if config.late_fusion and not info.bands:
+        raise TrainingError(
+            "late_fusion gives the bands a trunk of their own, but the dataset has none; take "
+            "late_fusion=False, or ingest folders bands-NAME/ beside images/"
+        )
     samples = open_split(info, "train")
     torch.manual_seed(config.seed)
     sizes = {FIRST_HEAD: len(info.classes)}
@@ -64,6 +73,7 @@ def make_trainer(
         at_once=config.at_once,
         heads=sizes if info.further_classes else None,
         in_channels=3 + len(info.bands),
+        modalities=(3, len(info.bands)) if config.late_fusion else None,
     )
     if state is None:
         first = transplant(

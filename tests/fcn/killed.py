@@ -18,7 +18,7 @@ from fcn.parallel import World
 from fcn.recipes import TrainConfig
 from tasks import durable
 from tests.fcn.scenes import squares
-from tests.fcn.test_train import trainer
+from tests.fcn.trainers import trainer
 
 
 def train(config: TrainConfig, path: Path, world: World, meeting: Path) -> None:

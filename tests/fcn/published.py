@@ -78,6 +78,16 @@ def vgg_scores(
     return crop(deconv(fuse, layers, f"upscore8{head}", 8), 31, image)
 
 
+def color_hha_scores(layers: Layers, image: Tensor) -> Tensor:
+    """``nyud-fcn32s-color-hha``: two trunks, ``score_fused`` with the coefficients 0.5 and 0.5."""
+    scores = []
+    for modality, seen in (("color", image[:, :3]), ("hha", image[:, 3:])):
+        own = {n.removesuffix(modality): a for n, a in layers.items() if n.endswith(modality)}
+        scores.append(conv(vgg_maps(own, seen)["fc7"], own, "score_fr"))
+    fused = 0.5 * scores[0] + 0.5 * scores[1]
+    return crop(deconv(fused, layers, "upscore", 32), 19, image)
+
+
 def scaled(layers: Layers, maps: Mapping[str, Tensor], pool: str) -> Tensor:
     if f"scale_{pool}" not in layers:
         return maps[pool]

@@ -20,7 +20,7 @@ from fcn.errors import FcnError
 from fcn.parallel import World, share_statistics
 from fcn.recipes import TrainConfig
 from tests.fcn.scenes import Pair, squares
-from tests.fcn.test_train import relabelled, trainer, two_headed
+from tests.fcn.trainers import relabelled, trainer, two_headed
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Bands beside the colours: decoded as they are, and through every way that runs a network."""
 
+import copy
 import io
 import json
 import struct
@@ -10,9 +11,9 @@ import torch
 from PIL import Image
 
 import fcn
-from fcn.bands import Band, check_band_name, decode_band, decode_stacked, stack
+from fcn.bands import GDAL_NODATA, Band, check_band_name, decode_band, decode_stacked, stack
 from fcn.checkpoint import to_bytes
-from fcn.errors import BandError, ImageTooLarge, MissingBand
+from fcn.errors import BandError, ImageTooLarge, MissingBand, ScoresNotFinite
 from fcn.export import to_onnx, to_torch_export
 from fcn.input import CAFFE, TORCHVISION, InputSpec
 from fcn.quantise import quantise
@@ -79,9 +80,9 @@ def test_signed_integers_become_floats_unless_these_do_not_hold_them() -> None:
         decode_band(encoded(np.array([[-12, 2**24 + 1]], np.int32)))
 
 
-def tiff(kind: int, bits: int, values: bytes) -> bytes:
+def tiff(kind: int, bits: int, values: bytes, *, black: int = 1) -> bytes:
     """A TIFF of one row of two gray values, of a sample format that Pillow does not write."""
-    tags = [(256, 2), (257, 1), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1)]
+    tags = [(256, 2), (257, 1), (258, bits), (259, 1), (262, black), (273, 8), (277, 1), (278, 1)]
     tags += [(279, len(values)), (339, kind)]
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
     start = struct.pack("<2sHI", b"II", 42, 8 + len(values))
@@ -95,15 +96,52 @@ def test_integers_without_a_sign_keep_their_values() -> None:
         decode_band(tiff(1, 32, struct.pack("<II", 7, 2**32 - 1)))
 
 
+def test_values_are_those_of_the_file_where_white_is_zero() -> None:
+    for bits, kind, dtype in ((8, 1, np.uint8), (16, 1, np.uint16), (32, 3, np.float32)):
+        values = np.array([[7, 200]], dtype)
+        found = decode_band(tiff(kind, bits, values.tobytes(), black=0))
+        assert (found.dtype, found.tolist()) == (dtype, values.tolist())
+
+
+LOWEST = np.finfo(np.float32).min
+
+
+@pytest.mark.parametrize(
+    ("values", "nodata", "dtype", "expected"),
+    [
+        (np.float32([2.5, -9999]), "-9999", np.float32, [2.5, np.nan]),
+        (np.float32([2.5, LOWEST]), "-3.40282346638528898e+38", np.float32, [2.5, np.nan]),
+        (np.float32([2.5, LOWEST]), "-1.7976931348623157e+308", np.float32, [2.5, LOWEST]),
+        (np.float32([2.5, np.nan]), "nan", np.float32, [2.5, np.nan]),
+        (np.uint16([0, 700]), "0", np.float32, [np.nan, 700]),
+        (np.uint16([1, 700]), "0", np.float32, [1, 700]),
+        (np.uint16([0, 700]), "-9999", np.uint16, [0, 700]),
+        (np.uint8([0, 255]), "255 ", np.float32, [0, np.nan]),
+        (np.uint8([0, 255]), "0.5", np.uint8, [0, 255]),
+        (np.int32([-12, -(2**31)]), "-2147483648", np.float32, [-12, np.nan]),
+        (np.int32([-(2**31)] * 2), "-2147483648", np.float32, [np.nan, np.nan]),
+    ],
+)
+def test_what_gdal_calls_nodata_is_not_known(values, nodata, dtype, expected) -> None:
+    """Whether a pixel has the value or not, so that all files of a band have one dtype."""
+    found = decode_band(encoded(values[None], tiffinfo={GDAL_NODATA: nodata}))
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found[0], np.array(expected, dtype))
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
+        (
+            encoded(np.zeros((1, 2), np.float32), tiffinfo={GDAL_NODATA: "none"}),
+            "GDAL_NODATA, the value of unknown pixels, is 'none'; expected a number",
+        ),
         (tiff(1, 4, b"\x12"), "4 bits; save"),
         (encoded(np.zeros((1, 2), np.uint8), "PNG", bits=4), "4 bits; save"),
         (tiff(2, 8, b"\x07\xff"), "8 bits, one of them the sign; save"),
         (tiff(3, 64, struct.pack("<dd", 7, 8)), "TIFF: .*; floats have to have 32 bits"),
     ],
-    ids=["TIFF of 4 bits", "PNG of 4 bits", "signed bytes", "floats of 64 bits"],
+    ids=["nodata", "TIFF of 4 bits", "PNG of 4 bits", "signed bytes", "floats of 64 bits"],
 )
 def test_values_that_would_come_changed_are_refused(data: bytes, message: str) -> None:
     with pytest.raises(BandError, match=message):
@@ -215,6 +253,24 @@ def test_what_is_not_known_in_a_band_counts_as_its_mean(model, rng) -> None:
         assert found.confidence == expected.confidence
     normalised = model.input.normalise(torch.from_numpy(hidden).permute(2, 0, 1)[None])
     assert (normalised[0, 4, 5:20, 5:20] == 0).all()
+
+
+def test_an_image_whose_numbers_overflow_has_no_labels(model, rng) -> None:
+    """3e38 is finite; less a mean, over a deviation and summed by a convolution it is not."""
+    good, extreme = picture(rng, 40, 56), picture(rng, 40, 56)
+    extreme[7, 9, 4] = 3e38
+    for predictor in (fcn.Predictor(model, device="cpu"), fcn.AveragedPredictor(model)):
+        with pytest.raises(ScoresNotFinite, match="extreme values in the image's bands"):
+            predictor.predict([good, extreme])
+        assert len(predictor([good])) == 1
+    extreme[7, 9, 4] = 1e5 * HEIGHT.std  # above what fp16 holds, 65,504
+    with pytest.raises(ScoresNotFinite):
+        fcn.Predictor(model, device="cpu", precision="fp16").predict([extreme])
+    fcn.Predictor(model, device="cpu").predict([extreme])
+    labeller = Labeller(copy.deepcopy(model.net).half(), model.input, [5])
+    with torch.inference_mode():
+        _, sums = labeller(torch.from_numpy(np.stack([good, extreme])), (0, 0, 40, 56))
+    assert torch.isfinite(sums).tolist() == [[True, False]]
 
 
 def test_images_of_other_channels_are_refused(model) -> None:

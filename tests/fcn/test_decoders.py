@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from fcn.decoders import Decoders
+from fcn.decoders import START_BYTES, Decoders
 from fcn.errors import (
     DecoderCrashed,
     DecoderTimedOut,
@@ -67,6 +67,53 @@ def test_images_come_back_as_from_a_decoder_in_this_process(
         np.testing.assert_array_equal(found.pixels, decode_image(data).pixels)
         assert found.pixels.flags.writeable
         assert not found.truncated
+
+
+def photograph(rng: np.random.Generator, **options: object) -> bytes:
+    """A JPEG of noise that is turned, of more than 130 kB."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    file = io.BytesIO()
+    image = Image.fromarray(rng.integers(0, 256, (300, 410, 3), np.uint8))
+    image.save(file, "JPEG", quality=95, exif=exif, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("comment", [b"", bytes(60_000)])
+def test_size_of_a_photograph_is_that_of_its_header_however_long(
+    comment: bytes, decoders: Decoders, rng: np.random.Generator
+) -> None:
+    data = photograph(rng, icc_profile=2 * comment, comment=comment, progressive=bool(comment))
+    assert decoders.size(data, max_pixels=200_000) == image_size(data) == (410, 300)
+    with pytest.raises(ImageTooLarge, match="300 x 410 pixels"):
+        decoders.size(data, max_pixels=1000)
+
+
+COUNTS = """
+import socket
+import fcn.decoding
+from fcn import wire
+
+def serve(descriptor):
+    parent = socket.socket(fileno=descriptor)
+    parent.sendall(wire.READY)
+    while request := wire.receive(parent, wire.REQUEST.size):
+        length = len(wire.receive(parent, wire.REQUEST.unpack(request)[-1]))
+        parent.sendall(wire.REPLY.pack(wire.FOUND, length, 1, 0))
+
+fcn.decoding.serve = serve
+"""
+
+
+def test_for_its_size_a_photograph_is_not_sent_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(COUNTS, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    pool, data = Decoders(1), photograph(rng)
+    assert len(data) > 2 * START_BYTES
+    assert pool.size(data, max_pixels=200_000) == (START_BYTES, 1)
+    pool.close()
 
 
 def test_errors_come_back_as_from_a_decoder_in_this_process(
@@ -185,7 +232,7 @@ def test_processes_that_cannot_start_are_no_fault_of_the_image(
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from fcn.decoders import Decoders
+from fcn.decoders import START_BYTES, Decoders
 
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
 decoders = Decoders(1)
@@ -247,7 +294,7 @@ def test_process_that_an_image_has_taken_over_is_not_believed(
 PARENT = """
 import sys, threading
 from pathlib import Path
-from fcn.decoders import Decoders
+from fcn.decoders import START_BYTES, Decoders
 
 decoders = Decoders(2)
 decoders.size(Path(sys.argv[1]).read_bytes(), max_pixels=1000)

@@ -46,6 +46,26 @@ assert "torch._dynamo.eval_frame" in sys.modules
 """
 
 
+BESIDE = """
+import importlib, sys, threading
+from fcn.light import without_compiler
+before, found = list(sys.meta_path), []
+with without_compiler():
+    ask = lambda: found.append(importlib.import_module("torch._dynamo.config"))
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+import torch._dynamo.config
+assert found == [torch._dynamo.config] == [sys.modules["torch._dynamo.config"]]
+assert found[0].__spec__.loader.name == "torch._dynamo.config"
+assert sys.meta_path == before
+"""
+
+
+def test_another_thread_that_asks_for_a_part_of_the_compiler_meanwhile_gets_it() -> None:
+    subprocess.run([sys.executable, "-c", BESIDE], check=True, timeout=200)
+
+
 def test_a_module_that_uses_the_compiler_while_it_is_imported_gets_it() -> None:
     subprocess.run([sys.executable, "-c", ASKED], check=True, timeout=200)
 

@@ -18,7 +18,7 @@ from fcn.errors import TrainingError
 from fcn.parallel import World
 from tests.fcn.ranks import Case
 from tests.fcn.scenes import squares
-from tests.fcn.test_train import assert_same_state, killed_again_and_again, settings, trainer
+from tests.fcn.trainers import assert_same_state, killed_again_and_again, settings, trainer
 
 Answers = list[dict[str, Any]]
 Train = Callable[..., tuple[Answers, Path]]

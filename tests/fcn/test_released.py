@@ -11,10 +11,18 @@ from torch import Tensor
 import fcn
 from fcn.classes import Classes
 from fcn.errors import CheckpointError
-from fcn.input import CAFFE, RELEASE
+from fcn.input import CAFFE, NYUD_COLOR_HHA, RELEASE
 from fcn.weights import transplant
 from tests.fcn.caffe_files import caffemodel
-from tests.fcn.published import Layers, Weights, alexnet_scores, bilinear, vgg_maps, vgg_scores
+from tests.fcn.published import (
+    Layers,
+    Weights,
+    alexnet_scores,
+    bilinear,
+    color_hha_scores,
+    vgg_maps,
+    vgg_scores,
+)
 
 IMAGE = torch.randn(1, 3, 19, 45, generator=torch.Generator().manual_seed(0)) * 60
 SCALES = {
@@ -119,6 +127,34 @@ def test_nyud_with_depth_sees_four_channels(vgg: Layers, weights: Weights) -> No
     image = torch.cat([IMAGE, IMAGE[:, :1] / 60], dim=1)
     expected = vgg_scores(layers, vgg_maps(layers, image, "conv1_1_bgrd"), image, 32)
     assert_equal_scores(net(image), expected)
+
+
+@torch.no_grad()
+def test_nyud_with_hha_has_two_trunks(vgg: Layers, weights: Weights) -> None:
+    """The large weights of fc6 and fc7 are the same in both; all that differs is told apart."""
+    color = {**vgg, "score_fr": weights.conv(40, 4096, 1)}
+    hha = {
+        **color,
+        "conv1_1": weights.conv(64, 3, 3),
+        "conv5_3": weights.conv(512, 512, 3),
+        "fc7": [vgg["fc7"][0], -vgg["fc7"][1]],
+        "score_fr": weights.conv(40, 4096, 1),
+    }
+    layers = {f"{name}color": arrays for name, arrays in color.items()}
+    layers |= {f"{name}hha": arrays for name, arrays in hha.items()}
+    layers |= {"upscore": [bilinear(40, 64)]}
+    net = fcn.load_caffemodel(caffemodel(layers))
+    assert (net.backbone, net.stride, net.num_classes, net.modalities) == ("vgg16", 32, 40, (3, 3))
+    assert (net.geometry, net.upscore.crop) == ("reference", 19)
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    image = torch.cat([IMAGE, -IMAGE.flip(3)], dim=1)
+    assert_equal_scores(net(image), color_hha_scores(layers, image))
+
+
+def test_nyud_with_hha_wants_the_means_of_its_release() -> None:
+    assert NYUD_COLOR_HHA.channels == [2, 1, 0, 3, 4, 5]
+    assert NYUD_COLOR_HHA.means == (116.190, 97.203, 92.318, 132.431, 94.076, 118.477)
+    assert NYUD_COLOR_HHA.stds == (1.0,) * 6
 
 
 @torch.no_grad()
@@ -239,7 +275,13 @@ def small(**changes: list[np.ndarray] | None) -> bytes:
         ),
         (
             small(conv1=None, conv1_1color=[np.zeros(4, "f4")], conv1_1hha=[np.zeros(4, "f4")]),
-            "two trunks .conv1_1color.weight, conv1_1hha.weight.",
+            "names end in 'color': conv1_1.weight is 4, expected four axes",
+        ),
+        (
+            small(
+                conv1=None, conv1_1color=[np.zeros((64, 3, 3, 3), "f4")], upscore=[bilinear(21, 64)]
+            ),
+            "names end in 'color': conv1_1.bias is absent",
         ),
         (
             small(score_fr=None, score_fr_sem=SCORES),

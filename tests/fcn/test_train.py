@@ -1,67 +1,32 @@
 import math
-import subprocess
-import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save
 
-from fcn.checkpoint import Model, read_safetensors
+from fcn.checkpoint import Model
 from fcn.classes import Classes
-from fcn.errors import CheckpointError, FcnError, LabelError, TrainingError, TruncatedImage
+from fcn.errors import FcnError, LabelError, TrainingError, TruncatedImage
 from fcn.evaluate import score_samples, score_split
 from fcn.input import TORCHVISION
-from fcn.masks import decode_mask, encode_mask
+from fcn.masks import encode_mask
 from fcn.metrics import Scores
 from fcn.model import FCN
 from fcn.predict import Predictor
-from fcn.recipes import TrainConfig
-from fcn.train import MAX_SKIPS, Step, Trainer, num_stages, transplant_of
+from fcn.train import MAX_SKIPS, Step, Trainer, num_stages
 from fcn.weights import Transplant
-from tests.fcn.scenes import CLASSES, Pair, squares
-
-
-def settings(**changes: Any) -> TrainConfig:
-    defaults: dict[str, Any] = {
-        "backbone": "squeezenet1_1", "init": "none", "epochs": 2, "batch_size": 3,
-        "crop_size": (32, 32), "num_workers": 0,
-    }  # fmt: skip
-    return TrainConfig(**(defaults | changes))
-
-
-def trainer(
-    config: TrainConfig, samples: Sequence[Pair], state: bytes | None = None, **changes: Any
-) -> Trainer:
-    torch.manual_seed(config.seed)
-    net = FCN(config.backbone, len(CLASSES), config.stride)
-    options: dict[str, Any] = {
-        "class_pixels": [900, 400],
-        "transplant": Transplant(input=TORCHVISION),
-    }
-    return Trainer(
-        Model(net, CLASSES, TORCHVISION), samples, config, state=state, **(options | changes)
-    )
-
-
-def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in trainer.net.state_dict().items()}
-
-
-def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> None:
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[name], right[name]) for name in left)
-
-
-def assert_same_state(left: bytes, right: bytes) -> None:
-    """Equal tensors and metadata; their order in the file is the library's."""
-    (tensors, metadata), (other_tensors, other_metadata) = map(read_safetensors, (left, right))
-    assert metadata == other_metadata
-    assert_equal(tensors, other_tensors)
+from tests.fcn.scenes import Pair, squares
+from tests.fcn.trainers import (
+    TwoLabels,
+    assert_equal,
+    relabelled,
+    settings,
+    trainer,
+    two_headed,
+    weights,
+)
 
 
 def test_training_learns() -> None:
@@ -73,68 +38,6 @@ def test_training_learns() -> None:
     scored = score_samples(Predictor(training.model), squares(6, seed=1))
     scores = Scores(np.sum([sample.confusion for sample in scored], axis=0))
     assert scores.mean_iu > 0.8
-
-
-@pytest.mark.parametrize("stop", [1, 4])
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"recipe": "reference"},
-        {"ema_decay": 0.9},
-        {"accumulate": 2, "batch_size": 2, "schedule": "cosine"},
-        {"optimizer": "sgd", "momentum": 0.5, "learning_rate": 0.01, "schedule": "fixed"},
-        {"precision": "fp16", "batch_size": 4},
-        {"precision": "bf16", "batch_size": 4},
-    ],
-)
-def test_a_resumed_training_ends_bit_identical(stop: int, changes: dict[str, Any]) -> None:
-    samples = squares(10)
-    config = settings(**changes)
-    whole = trainer(config, samples)
-    steps = list(whole.run())
-
-    first = trainer(config, samples)
-    for step in first.run():
-        if step.step == stop:
-            break
-    state = first.state()
-    second = trainer(config, samples, state)
-    rest = list(second.run())
-
-    assert [step.step for step in rest] == list(range(stop + 1, len(steps) + 1))
-    assert [step.loss for step in rest] == [step.loss for step in steps[stop:]]
-    assert_equal(weights(whole), weights(second))
-    assert_equal(whole.model.net.state_dict(), second.model.net.state_dict())
-    assert_same_state(whole.state(), second.state())
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"epochs": 4, "ema_decay": 0.9},
-        {"epochs": 6, "batch_size": 2, "accumulate": 2, "schedule": "cosine"},
-        {"epochs": 4, "recipe": "reference", "class_weights": "median_frequency"},
-    ],
-)
-def test_a_training_killed_again_and_again_ends_bit_identical(
-    changes: dict[str, Any], tmp_path: Path
-) -> None:
-    """Real processes, SIGKILL at random moments, whole states left by renaming."""
-    config = settings(**changes)
-    whole = trainer(config, squares(10))
-    list(whole.run())
-    assert_same_state(killed_again_and_again(config, 1, tmp_path), whole.state())
-
-
-def killed_again_and_again(config: TrainConfig, size: int, folder: Path) -> bytes:
-    """The state at the end of a training in ``size`` processes, see `tests.fcn.killed`."""
-    command = [sys.executable, "-m", "tests.fcn.killed", config.model_dump_json()]
-    run = subprocess.run(
-        [*command, str(folder), str(size)], capture_output=True, text=True, timeout=200, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    assert int(run.stdout) >= 5  # kills
-    return (folder / "state").read_bytes()
 
 
 def test_workers_change_nothing() -> None:
@@ -180,40 +83,10 @@ def test_padding_is_ignored() -> None:
     assert labels.eq(0).sum() == 4 * 5 + 6 * 3
 
 
-def test_a_state_of_another_training_is_refused() -> None:
-    samples = squares(4)
-    state = trainer(settings(), samples).state()
-    with pytest.raises(CheckpointError, match="the state is of another training"):
-        trainer(settings(seed=1), samples, state)
-    with pytest.raises(CheckpointError, match="the state is of another training"):
-        trainer(settings(), squares(5), state)
-
-
-def test_a_state_knows_where_the_first_weights_came_from() -> None:
-    first = Transplant(input=TORCHVISION, copied=("score_fr.weight",), from_stride=16)
-    state = trainer(settings(), squares(4), transplant=first).state()
-    assert transplant_of(state) == first
-    with pytest.raises(CheckpointError, match="not the state of a training"):
-        transplant_of(save({"weight": torch.zeros(1)}))
-
-
-def test_what_does_not_decide_the_weights_may_change_between_states() -> None:
-    samples = squares(4)
-    state = trainer(settings(), samples).state()
-    trainer(settings(evaluate_every=7, num_workers=1, init="elsewhere"), samples, state)
-
-
 def test_a_loss_that_is_not_finite_stops_the_training() -> None:
     training = trainer(settings(learning_rate=1e30, recipe="reference"), squares(6))
     with pytest.raises(TrainingError, match=r"the loss is (nan|inf) at step \d+; .*below 1e\+30"):
         list(training.run())
-
-
-def relabelled(pair: Pair, value: int, rows: int = 40) -> Pair:
-    """The pair with ``value`` in the first rows of its label map."""
-    label = decode_mask(pair.label).copy()
-    label[:rows] = value
-    return replace(pair, label=encode_mask(label, CLASSES.palette))
 
 
 @pytest.mark.parametrize("class_weights", ["none", "median_frequency"])
@@ -275,14 +148,6 @@ def test_a_gradient_that_is_not_finite_stops_the_training_before_it_does_harm() 
     with pytest.raises(TrainingError, match=r"the gradient is not finite at step 1; .*below 0\.0"):
         list(training.run())
     assert_equal(weights(training), before)
-
-
-def test_weights_that_are_not_finite_are_never_a_state() -> None:
-    training = trainer(settings(), squares(6))
-    with torch.no_grad():
-        training.net.score_fr.weight[0, 0] = math.inf
-    with pytest.raises(TrainingError, match=r"1 of \d+ weights are not finite .*score_fr\.weight"):
-        training.state()
 
 
 def test_a_step_that_overflows_in_fp16_is_skipped_and_the_scale_halved() -> None:
@@ -416,53 +281,6 @@ def test_a_stage_has_the_rate_of_its_place_wherever_it_comes_from() -> None:
     assert num_stages(8, 16, coarsest=16) == 1
 
 
-def half(label: bytes) -> bytes:
-    """A second task: what is below the middle of the image."""
-    shape = decode_mask(label).shape
-    return encode_mask((np.indices(shape)[0] >= shape[0] // 2).astype(np.uint8))
-
-
-@dataclass(frozen=True)
-class TwoLabels:
-    """A square with a second label map; every fourth is not labelled for the second task."""
-
-    pair: Pair
-    key: str
-
-    @property
-    def image(self) -> bytes:
-        return self.pair.image
-
-    @property
-    def label(self) -> bytes:
-        return self.pair.label
-
-    @property
-    def further_labels(self) -> dict[str, bytes | None]:
-        return {"half": None if self.key.endswith("0") else half(self.pair.label)}
-
-
-def two_headed(
-    config: TrainConfig,
-    state: bytes | None = None,
-    pairs: Sequence[Pair] | None = None,
-    **changes: Any,
-) -> Trainer:
-    torch.manual_seed(0)
-    net = FCN(config.backbone, 4, config.stride, heads={"main": 2, "half": 2})
-    further = {"half": Classes.named(["above", "below"])}
-    samples = [TwoLabels(pair, f"{i % 4}") for i, pair in enumerate(pairs or squares(24))]
-    return Trainer(
-        Model(net, CLASSES, TORCHVISION, further_classes=further),
-        samples,
-        config,
-        class_pixels=[900, 400, 500, 500],
-        transplant=Transplant(input=TORCHVISION),
-        state=state,
-        **changes,
-    )
-
-
 def test_two_heads_learn_together() -> None:
     config = settings(
         backbone="resnet18", epochs=8, batch_size=4, crop_size=None, recipe="modern",
@@ -479,13 +297,3 @@ def test_two_heads_learn_together() -> None:
     )
     assert result.scores.mean_iu > 0.75
     assert result.further["half"].scores.mean_iu > 0.75
-
-
-def test_a_resumed_training_of_two_heads_ends_with_the_same_weights() -> None:
-    whole = two_headed(settings(epochs=1, batch_size=8))
-    list(whole.run())
-    begun = two_headed(settings(epochs=1, batch_size=8))
-    next(begun.run())
-    resumed = two_headed(settings(epochs=1, batch_size=8), begun.state())
-    list(resumed.run())
-    assert_equal(weights(whole), weights(resumed))

@@ -64,7 +64,7 @@ def test_scores_do_not_fade_at_the_border() -> None:
 @pytest.mark.parametrize("learnable", [False, True])
 @pytest.mark.parametrize("replicate_border", [True, False])
 @pytest.mark.parametrize("offset", [0.0, 3.5])
-def test_bands_make_up_the_window(
+def test_strips_make_up_the_window(
     num_rows: int, learnable: bool, replicate_border: bool, offset: float
 ) -> None:
     options = {"replicate_border": replicate_border, "learnable": learnable}
@@ -72,10 +72,10 @@ def test_bands_make_up_the_window(
     score = torch.randn(2, 3, 5, 7)
     for window in [(up.crop, up.crop, 33, 50), (9, 17, 20, 3), (31, 0, 1, 56)]:
         top, left, height, width = window
-        bands = list(up.bands(score, *window, num_rows))
-        assert all(band.shape[2] <= num_rows for band in bands)
+        strips = list(up.strips(score, *window, num_rows))
+        assert all(strip.shape[2] <= num_rows for strip in strips)
         expected = up(score)[..., top : top + height, left : left + width]
-        torch.testing.assert_close(torch.cat(bands, dim=2), expected)
+        torch.testing.assert_close(torch.cat(strips, dim=2), expected)
 
 
 def test_upsampling_needs_a_finer_target() -> None:

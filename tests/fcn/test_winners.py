@@ -38,7 +38,7 @@ def test_an_infinite_score_wins_and_a_network_gone_wrong_gives_classes() -> None
 
 def test_scores_of_any_layout_give_the_same() -> None:
     torch.manual_seed(0)
-    rows_first = torch.randn(5, 2, 21, 8)  # as bands of upsampled rows lie in memory
+    rows_first = torch.randn(5, 2, 21, 8)  # as strips of upsampled rows lie in memory
     scores = rows_first.permute(1, 2, 0, 3)
     (labels, sums), (found, found_sums) = winners(scores.contiguous()), winners(scores.clone())
     assert torch.equal(labels, found)

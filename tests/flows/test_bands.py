@@ -9,7 +9,7 @@ import pytest
 
 import fcn
 from fcn.bands import decode_stacked
-from fcn.errors import CheckpointError
+from fcn.errors import CheckpointError, TrainingError
 from fcn.images import decode_image
 from fcn.masks import decode_mask
 from fcn.recipes import TrainConfig
@@ -113,6 +113,26 @@ def test_a_band_from_folders_to_masks(
     assert {row["mask"]["bytes"] for row in found} == masks
 
 
+def test_a_trunk_for_the_bands_from_folders_to_masks(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    dataset, output = str(tmp_path / "dataset"), str(tmp_path / "out")
+    ingest(source, dataset)
+    config = SETTINGS.model_copy(update={"late_fusion": True})
+    model_url = train(dataset, str(tmp_path / "run"), config).model_url
+    model = fcn.load(model_url)
+    assert (model.net.in_channels, model.net.modalities) == (4, (3, 1))
+    for trunk in (model.net, model.net.beside[0]):
+        assert trunk.score_fr.weight.any()  # zero at first
+    predict(f"{source}/images", model_url, output, CONFIG)
+    predictor = fcn.Predictor(model, device="cpu")
+    for row, scene in zip(parts.read(output).to_table().to_pylist(), scenes(12), strict=True):
+        image = decode_image(scene.image).pixels
+        (label,) = predictor([decode_stacked(image, scene.bands, model.input.bands)])
+        assert np.array_equal(decode_mask(row["mask"]["bytes"]), label)
+
+
 def test_a_model_is_not_for_datasets_without_its_band(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +142,8 @@ def test_a_model_is_not_for_datasets_without_its_band(
     ingest(write_source(tmp_path / "source", with_bands=False), plain)
     config = SETTINGS.model_copy(update={"epochs": 1})
     colours = train(plain, str(tmp_path / "colours"), config).model_url
+    with pytest.raises(TrainingError, match="late_fusion gives the bands a trunk of their own"):
+        train(plain, str(tmp_path / "two"), config.model_copy(update={"late_fusion": True}))
     with_band = config.model_copy(update={"init": colours})
     model_url = train(dataset, str(tmp_path / "run"), with_band).model_url
     with pytest.raises(

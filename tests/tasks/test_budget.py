@@ -3,11 +3,13 @@
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tasks.budget import Budget, Share, budgets, least_budget, prefetched
+from fcn.bands import Band
+from tasks.budget import Budget, Share, budgets, least_budget, most_pixel_bytes, prefetched
 
 
 def test_taken_bytes_stay_within_the_budget(rng: np.random.Generator) -> None:
@@ -106,3 +108,20 @@ def test_least_budget_holds_the_largest_file_and_the_largest_image() -> None:
     assert budgets(least, 1_000_000, 10_000_000) is budgets(least, 1_000_000, 10_000_000)
     files, pixels = budgets(10 * least, 1_000_000, 10_000_000)
     assert files.size == 10 * least // 4
+
+
+def test_the_largest_image_takes_more_with_bands() -> None:
+    near, depth, height = (
+        Band(name, dtype, 0, 1)
+        for name, dtype in (("nir", "uint8"), ("depth", "uint16"), ("height", "float32"))
+    )
+    assert most_pixel_bytes() == 32 + 3 + 5
+    assert most_pixel_bytes([near]) == most_pixel_bytes() + 1
+    assert most_pixel_bytes([depth, height]) == most_pixel_bytes() + 2 + 4
+    # Eight floats: the image stacked, 44 bytes, and 5 to fill one in are above a decoder's 32.
+    many = [replace(height, name=f"b{index}") for index in range(8)]
+    assert most_pixel_bytes(many) == 3 + 5 + 8 * 4 + (4 * 11 + 5)
+    least = least_budget(1_000_000, 10_000_000, [depth, height])
+    assert least == least_budget(1_000_000, 10_000_000) + 6_000_000
+    files, pixels = budgets(least, 1_000_000, 10_000_000, (depth, height))
+    assert (files.size, files.size + pixels.size) == (10_000_000, least)

@@ -1,7 +1,9 @@
 """Every image ends as one row, in order: a mask, or the reason why there is none."""
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 import fcn
 from fcn.input import TORCHVISION
 from fcn.masks import decode_mask
+from fcn.predict import check_finite
 from tasks import engine, part_file, stores
 from tasks.budget import least_budget
 from tasks.cores import Cores
@@ -175,6 +178,31 @@ def test_shards_that_fail_leave_the_budget_to_others(
             segment(list(stores.list_entries(str(tmp_path))), Broken(), config, seconds=Seconds())
     rows = rows_of(str(tmp_path), **config.model_dump())
     assert {row.status for row in rows.values()} == {"ok"}
+
+
+def test_an_image_without_finite_scores_fails_alone(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    class Overflowing(Brightness):
+        side_by_side = False  # as on a GPU: images of a size together
+
+        def predict(self, images: Sequence[np.ndarray]) -> list[fcn.Prediction]:
+            found = super().predict(images)
+            return check_finite(
+                [
+                    replace(one, confidence=math.nan) if image[0, 0, 0] == 255 else one
+                    for one, image in zip(found, images, strict=True)
+                ]
+            )
+
+    images = [pixels(rng, 8, 8) for _ in range(3)]
+    for image, corner in zip(images, (0, 255, 0), strict=True):
+        image[0, 0, 0] = corner
+    put(str(tmp_path), {f"{i}.png": encoded(image) for i, image in enumerate(images)})
+    entries = list(stores.list_entries(str(tmp_path)))
+    rows = segment(entries, Overflowing(), PredictConfig(), seconds=Seconds())
+    assert [row.status for row in rows] == ["ok", "failed", "ok"]
+    assert rows[1].error_class == "ScoresNotFinite"
 
 
 def model_rows(prefix: str, *, cores: int = 1, **settings: Any) -> bytes:

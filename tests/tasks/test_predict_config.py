@@ -3,6 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
+from fcn.bands import Band
 from fcn.errors import DeviceError
 from fcn.images import MAX_PIXELS
 from tasks.budget import least_budget
@@ -47,6 +48,18 @@ def test_budget_must_hold_the_largest_image() -> None:
     with pytest.raises(ValidationError, match=r"max_image_pixels=1,000,000 .* may take 60,000,000"):
         PredictConfig.model_validate({"memory_budget": least - 1, **limits})
     PredictConfig()  # the default holds what is allowed by default
+
+
+def test_budget_must_hold_the_largest_image_with_its_bands() -> None:
+    bands = [Band("depth", "uint16", 0, 1), Band("height", "float32", 0, 1)]
+    limits = {"max_image_pixels": 1_000_000, "max_image_bytes": 5_000_000}
+    config = PredictConfig.model_validate(
+        {"memory_budget": least_budget(*limits.values()), **limits}
+    )
+    config.require_room()
+    with pytest.raises(ValueError, match=r"1,000,000 with the bands depth, height .* 66,000,000"):
+        config.require_room(bands)
+    PredictConfig().require_room(bands)  # the default holds what is allowed by default
 
 
 def test_budget_changes_no_row() -> None:

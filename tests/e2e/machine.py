@@ -158,6 +158,8 @@ class Machine:
 
 def kill(running: subprocess.Popen[bytes]) -> None:
     """SIGKILL to a process and all that it has started, as when a machine loses its power."""
+    if running.poll() is not None:  # its number may be another's by now
+        return
     for pid in [*children(running.pid), running.pid]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

@@ -200,7 +200,7 @@ class Bench:
     @torch.inference_mode()
     def labels(self) -> Table:
         """Milliseconds a batch of upsampling and choosing, three ways."""
-        heads = ["classes", "batch", "all scores, ms", "bands, ms", "fused, ms", "GB of all scores"]
+        heads = ["classes", "batch", "all scores, ms", "strips, ms", "fused, ms", "all scores, GB"]
         rows, fused = [], find_fused(self.device)
         height, width = self.size
         for classes, num in itertools.product((21, 150), (1, self.fastest)):

@@ -29,9 +29,10 @@ from fcn.classes import Classes
 from fcn.errors import ImageError
 from fcn.predict import Prediction
 from tasks import stores
-from tasks.engine import DECODERS, Seconds, segment
+from tasks.engine import DECODERS, segment
 from tasks.part_file import Row
 from tasks.predict_config import PredictConfig
+from tasks.seconds import Seconds
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "hostile.md"
 MAX_PIXELS = 4_000_000

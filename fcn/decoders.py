@@ -21,7 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fcn import errors, wire
-from fcn.errors import DecoderCrashed, DecoderTimedOut, ImageError
+from fcn.errors import (
+    CorruptImage,
+    DecoderCrashed,
+    DecoderTimedOut,
+    ImageError,
+    TruncatedImage,
+)
 from fcn.headers import plain_jpeg_size
 from fcn.images import DecodedImage
 from fcn.pillow import format_name
@@ -98,7 +104,7 @@ class Decoders:
         if plain and plain[0] * plain[1] <= max_pixels:
             return plain
         if len(data) > START_BYTES and format_name(data) == "JPEG":
-            with contextlib.suppress(ImageError):  # a longer header: the whole file tells
+            with contextlib.suppress(CorruptImage, TruncatedImage):  # a longer header
                 return self._size(data[:START_BYTES], max_pixels)
         return self._size(data, max_pixels)
 

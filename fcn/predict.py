@@ -33,6 +33,10 @@ MAX_WHOLE_PIXELS = 4_000_000
 MAX_SCORES = 84_000_000
 """Pixels times classes of an image that runs whole: 336 MB of scores, 4 MP at 21 classes."""
 
+MAX_WHOLE_SIDE = 8192
+"""Pixels of the longer side of an image that runs whole: what upsamples it is a matrix of 34 MB at
+stride 8, which grows with the square of the side."""
+
 STRIP_ROWS = 24
 """Rows that a CPU upsamples and reads off together: 1 MB of scores at 500 pixels and 21 classes."""
 
@@ -70,9 +74,9 @@ class Predictor:
         precision: "auto" is bfloat16 on a GPU and float32 on a CPU.
         batch_size: Images of equal size that run together on a GPU; None is 8.
         tile_size: Side of the tiles in pixels, rounded up to the network's stride; None
-            cuts only images above `MAX_WHOLE_PIXELS` or `MAX_SCORES`. Tiles overlap by
-            what the network sees around a pixel, so that their labels are those of the
-            whole image. A network that looks at the whole image at once (MobileNet's
+            cuts only images above `MAX_WHOLE_PIXELS`, `MAX_SCORES` or `MAX_WHOLE_SIDE`.
+            Tiles overlap by what the network sees around a pixel, so that their labels are
+            those of the whole image. A network that looks at the whole image at once (MobileNet's
             gates) is never cut.
         backend: What runs the network: "torch", on a CPU "openvino" or "onnxruntime", or
             "auto", see `fcn.backends`.
@@ -181,7 +185,8 @@ class Predictor:
         if self.tile_size is None:
             pixels = height * width
             large = pixels > MAX_WHOLE_PIXELS or pixels * self.net.num_classes > MAX_SCORES
-            return TILE_SIZE if large else None
+            long = max(height, width) > MAX_WHOLE_SIDE
+            return TILE_SIZE if large or long else None
         return self.tile_size if max(height, width) > self.tile_size else None
 
     def _run(self, found: Callable[[], tuple[list[np.ndarray], Tensor]]) -> list[Prediction]:

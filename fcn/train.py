@@ -28,10 +28,8 @@ from fcn.order import Order
 from fcn.parallel import World, normalises_batches, pad_to, share_statistics
 from fcn.recipes import TrainConfig, make_optimizer
 from fcn.samples import DROPOUT, Batch, LabelledSamples, TrainingSamples, mix
-from fcn.training_state import pack, training_digest, transplant_of, unpack
+from fcn.training_state import pack, training_digest, unpack
 from fcn.weights import Transplant
-
-__all__ = ["MAX_SKIPS", "Step", "Trainer", "check_shareable", "num_stages", "transplant_of"]
 
 MAX_SKIPS = 20
 """Overflowing fp16 steps in a row before training is given up: each halves the loss scale,

@@ -10,6 +10,9 @@ from torch.nn import functional
 
 from fcn.geometry import CoordinateMap
 
+KEPT_BYTES = 4 << 20
+"""Of weights that a CPU keeps for a size, at most: those of 2,896 pixels at stride 8."""
+
 
 def bilinear_kernel(factor: int, centre: float, size: int) -> Tensor:
     """Bilinear weights ``size x size`` that upsample ``factor`` times around ``centre``.
@@ -102,7 +105,8 @@ class Upscore(nn.Module):
 
     def _kept(self, cells: int, like: Tensor) -> Tensor:
         """`_matrix`, which on a CPU is kept for the sizes used last; not to be changed."""
-        if like.device.type != "cpu":  # where a graph might be recorded
+        num_bytes = self.factor * cells**2 * like.element_size()
+        if like.device.type != "cpu" or num_bytes > KEPT_BYTES:  # a GPU might record a graph
             return self._matrix(cells, like)
         return _matrix_of(
             cells, like.dtype, self.border, self.factor, self.kernel_size, self.centre
@@ -130,7 +134,7 @@ def _matrix(
     return matrix.to(like.dtype)
 
 
-@lru_cache(maxsize=16)  # an image of 4 megapixels has two of 2 MB
+@lru_cache(maxsize=16)  # an image of 4 megapixels has two, of 2 MB
 def _matrix_of(cells: int, dtype: torch.dtype, *numbers: Any) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         return _matrix(cells, torch.empty(0, dtype=dtype), *numbers)

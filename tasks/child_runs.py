@@ -54,10 +54,10 @@ from prefect.utilities.urls import url_for
 
 from tasks import stores
 from tasks.artifacts import publish_table
-from tasks.engine import Stage
 from tasks.fan_out import KEPT, FanOutError, Partition, shards_name
 from tasks.manifest import Manifest
 from tasks.predict_config import PredictConfig
+from tasks.seconds import Stage
 from tasks.shards import PartitionReport, ShardReport
 from tasks.slow_images import SlowImage, slowest
 

@@ -39,21 +39,8 @@ from tasks.part_file import Row
 from tasks.predict_config import PredictConfig
 from tasks.read_errors import ReadError
 from tasks.rows import Encoder, MaskNotSaved, SaveMask, failed
-from tasks.seconds import Seconds, Stage
+from tasks.seconds import Seconds
 from tasks.stores import Entry
-
-__all__ = [
-    "CORES",
-    "DECODERS",
-    "MaskNotSaved",
-    "SaveMask",
-    "Seconds",
-    "Segmenter",
-    "Stage",
-    "cores_of",
-    "segment",
-    "windows",
-]
 
 WINDOW_BYTES = 32 << 20
 """Encoded bytes of a window, unless the budget is small; each shard has two in memory."""

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from fcn import evaluate as scoring
 from fcn.averaging import AveragedPredictor
 from fcn.backends import Backend, RunsOn
-from fcn.checkpoint import Model, load
+from fcn.checkpoint import Model
 from fcn.device import Precision
-from fcn.errors import BackendError, CheckpointError
+from fcn.errors import BackendError
 from fcn.evaluate import Scored, SplitScores, score_samples
 from fcn.predict import Predictor
 from fcn.recipes import Device
@@ -24,7 +24,7 @@ from tasks.artifacts import Progress, publish_markdown, publish_table
 from tasks.assets import materialise
 from tasks.dataset import DatasetInfo, Samples, open_split, require_split
 from tasks.image_scores import hardest, write_image_scores
-from tasks.models import find_model, read_model
+from tasks.models import find_model, load_for, read_model
 from tasks.report import Example, Report, choose_examples, markdown, write_report
 from tasks.report_data import percent, span
 from tasks.runs import Row
@@ -303,53 +303,6 @@ def _advancing(samples: Iterator[Scored], progress: Progress) -> Iterator[Scored
     for scored in samples:
         yield scored
         progress.advance()
-
-
-def load_for(info: DatasetInfo, data: bytes, model_url: str) -> Model:
-    """A model that has the classes and further heads of a dataset, and sees no other bands.
-
-    Raises:
-        CheckpointError: no usable model, or one of other classes, further heads or bands.
-    """
-    try:
-        model = load(data)
-    except CheckpointError as error:
-        raise CheckpointError(f"model {stores.redact(model_url)}: {error}") from error
-    if model.classes.names != info.classes.names:
-        raise CheckpointError(
-            f"model {stores.redact(model_url)} has {len(model.classes)} classes "
-            f"({', '.join(model.classes.names[:3])}, …), the dataset {stores.redact(info.url)} has "
-            f"{len(info.classes)} ({', '.join(info.classes.names[:3])}, …); evaluate on a dataset "
-            "with the classes the model was trained on"
-        )
-    found, wanted = (
-        {head: classes.names for head, classes in further.items()}
-        for further in (model.further_classes, info.further_classes)
-    )
-    if found != wanted:
-        raise CheckpointError(
-            f"model {stores.redact(model_url)} has the further heads {_sizes(found)}, the dataset "
-            f"{stores.redact(info.url)} {_sizes(wanted)}, or other classes in one; evaluate on a "
-            "dataset with the heads the model was trained on"
-        )
-    kinds = [{band.name: band.dtype for band in bands} for bands in (model.input.bands, info.bands)]
-    if not kinds[0].items() <= kinds[1].items():
-        raise CheckpointError(
-            f"model {stores.redact(model_url)} sees the bands {_kinds(kinds[0])}, the dataset "
-            f"{stores.redact(info.url)} has {_kinds(kinds[1])}; evaluate on a dataset with the "
-            "bands the model was trained on"
-        )
-    return model
-
-
-def _kinds(bands: Mapping[str, str]) -> str:
-    """Bands and what their values are, for people."""
-    return ", ".join(f"{name} ({dtype})" for name, dtype in bands.items()) or "none"
-
-
-def _sizes(heads: Mapping[str, Sequence[str]]) -> str:
-    """Heads and how many classes they have, for people."""
-    return ", ".join(f"{head} ({len(names)} classes)" for head, names in heads.items()) or "none"
 
 
 def class_rows(result: SplitScores, info: DatasetInfo) -> list[dict[str, str]]:

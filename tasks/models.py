@@ -1,8 +1,9 @@
-"""The trained model of a run: which one it is, and the one that is loaded in this process."""
+"""Trained models: the one of a run, which is loaded once in this process, and that of a dataset."""
 
 import hashlib
 import re
 import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ from functools import partial
 import fcn
 from fcn.errors import CheckpointError
 from tasks import stores
+from tasks.dataset import DatasetInfo
 from tasks.engine import CORES
 from tasks.manifest import ModelCard
 from tasks.predict_config import PredictConfig
@@ -127,3 +129,50 @@ def _load(model: Entry, config: PredictConfig) -> LoadedModel:
         bands=loaded.input.bands,
     )
     return LoadedModel(predictor=predictor, card=card)
+
+
+def load_for(info: DatasetInfo, data: bytes, model_url: str) -> fcn.Model:
+    """A model that has the classes and further heads of a dataset, and sees no other bands.
+
+    Raises:
+        CheckpointError: no usable model, or one of other classes, further heads or bands.
+    """
+    try:
+        model = fcn.load(data)
+    except CheckpointError as error:
+        raise CheckpointError(f"model {stores.redact(model_url)}: {error}") from error
+    if model.classes.names != info.classes.names:
+        raise CheckpointError(
+            f"model {stores.redact(model_url)} has {len(model.classes)} classes "
+            f"({', '.join(model.classes.names[:3])}, …), the dataset {stores.redact(info.url)} has "
+            f"{len(info.classes)} ({', '.join(info.classes.names[:3])}, …); evaluate on a dataset "
+            "with the classes the model was trained on"
+        )
+    found, wanted = (
+        {head: classes.names for head, classes in further.items()}
+        for further in (model.further_classes, info.further_classes)
+    )
+    if found != wanted:
+        raise CheckpointError(
+            f"model {stores.redact(model_url)} has the further heads {_sizes(found)}, the dataset "
+            f"{stores.redact(info.url)} {_sizes(wanted)}, or other classes in one; evaluate on a "
+            "dataset with the heads the model was trained on"
+        )
+    kinds = [{band.name: band.dtype for band in bands} for bands in (model.input.bands, info.bands)]
+    if not kinds[0].items() <= kinds[1].items():
+        raise CheckpointError(
+            f"model {stores.redact(model_url)} sees the bands {_kinds(kinds[0])}, the dataset "
+            f"{stores.redact(info.url)} has {_kinds(kinds[1])}; evaluate on a dataset with the "
+            "bands the model was trained on"
+        )
+    return model
+
+
+def _kinds(bands: Mapping[str, str]) -> str:
+    """Bands and what their values are, for people."""
+    return ", ".join(f"{name} ({dtype})" for name, dtype in bands.items()) or "none"
+
+
+def _sizes(heads: Mapping[str, Sequence[str]]) -> str:
+    """Heads and how many classes they have, for people."""
+    return ", ".join(f"{head} ({len(names)} classes)" for head, names in heads.items()) or "none"

@@ -17,6 +17,9 @@ Outcome = Prediction | Exception
 """What is said of an image; an exception where it has no finite scores, or does not fit into
 memory even alone."""
 
+_NO_ROOM = "DefaultCPUAllocator"
+"""Named in PyTorch's error, which has no class of its own, where a CPU's memory has no room."""
+
 
 class Segmenter(Protocol):
     """What the engine needs of a `fcn.Predictor`."""
@@ -83,4 +86,9 @@ class Networks:
 
     def _run(self, images: Mapping[str, np.ndarray], cores: float) -> list[Outcome]:
         with self.seconds.measure("network", images, cores=cores):
-            return list(self.predictor.predict(list(images.values())))
+            try:
+                return list(self.predictor.predict(list(images.values())))
+            except RuntimeError as error:
+                if _NO_ROOM in str(error):
+                    raise MemoryError(str(error).partition("\n")[0]) from error
+                raise

@@ -26,8 +26,7 @@ from tasks import serving, stores
 from tasks.artifacts import Progress, publish_table
 from tasks.assets import materialise
 from tasks.dataset import DatasetInfo, open_split, require_split
-from tasks.evaluate import load_for
-from tasks.models import find_model, read_model
+from tasks.models import find_model, load_for, read_model
 from tasks.report_data import percent, span
 from tasks.serving import Previous, Promotion
 from tasks.wording import number_of

@@ -20,8 +20,7 @@ from fcn.samples import decode_pixels
 from tasks import stores
 from tasks.artifacts import Progress, publish_table
 from tasks.dataset import DatasetInfo, Samples, open_split, require_split
-from tasks.evaluate import load_for
-from tasks.models import read_model
+from tasks.models import load_for, read_model
 from tasks.report_data import percent
 
 

@@ -10,11 +10,14 @@ from functools import partial
 from fcn.errors import CheckpointError
 from tasks import manifest as manifests
 from tasks import models, part_file, parts, stores
-from tasks.engine import SaveMask, Seconds, Segmenter, Stage, cores_of, segment
+from tasks.engine import cores_of, segment
 from tasks.manifest import Manifest
+from tasks.networks import Segmenter
 from tasks.part_file import Part
 from tasks.plan import Plan
 from tasks.predict_config import PredictConfig
+from tasks.rows import SaveMask
+from tasks.seconds import Seconds, Stage
 from tasks.slow_images import SlowImage, slow_images, slowest
 from tasks.weak_spots import (
     ClassShare,

@@ -22,7 +22,8 @@ from fcn.model import FCN
 from fcn.parallel import World
 from fcn.predict import Predictor
 from fcn.recipes import TrainConfig
-from fcn.train import Step, Trainer, transplant_of
+from fcn.train import Step, Trainer
+from fcn.training_state import transplant_of
 from fcn.weights import transplant
 from tasks import stores
 from tasks.dataset import FIRST_HEAD, DatasetInfo, Samples, open_split

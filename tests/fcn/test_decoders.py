@@ -232,7 +232,7 @@ def test_processes_that_cannot_start_are_no_fault_of_the_image(
 LIMITED = """
 import resource, sys
 from pathlib import Path
-from fcn.decoders import START_BYTES, Decoders
+from fcn.decoders import Decoders
 
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
 decoders = Decoders(1)
@@ -294,7 +294,7 @@ def test_process_that_an_image_has_taken_over_is_not_believed(
 PARENT = """
 import sys, threading
 from pathlib import Path
-from fcn.decoders import START_BYTES, Decoders
+from fcn.decoders import Decoders
 
 decoders = Decoders(2)
 decoders.size(Path(sys.argv[1]).read_bytes(), max_pixels=1000)

@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 from PIL import Image
 
+from fcn import masks
 from fcn.classes import voc_palette
 from fcn.errors import (
     CorruptImage,
@@ -22,7 +23,7 @@ from fcn.errors import (
     TruncatedImage,
     UnsupportedImage,
 )
-from fcn.masks import decode_mask, encode_mask
+from fcn.masks import count_labels, decode_mask, encode_mask
 
 RLE_HEADER = struct.Struct("<4sBIII")
 Format = Literal["png", "rle"]
@@ -101,6 +102,23 @@ def test_palette_is_as_long_as_needed(ids: list[int], num_colours: int) -> None:
     np.testing.assert_array_equal(colours, expected)
     if 255 in ids:
         assert tuple(colours[-1]) == (224, 224, 192)
+
+
+@given(labels, st.sampled_from([1, 21, 256, 300]))
+def test_pixels_are_counted_as_by_a_loop(label: NDArray[Any], num_classes: int) -> None:
+    counts = count_labels(label, num_classes)
+    assert len(counts) == max(num_classes, 1 + int(label.max()))
+    assert all(count == int((label == index).sum()) for index, count in enumerate(counts[:400]))
+    assert sum(counts) == label.size
+
+
+def test_pixels_of_many_strips_are_counted(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(masks, "_STRIP_PIXELS", 1000)
+    for dtype in (np.uint8, np.uint16):
+        label = scene(rng).astype(dtype)
+        assert count_labels(label, 21) == np.bincount(label.ravel(), minlength=21).tolist()
 
 
 def test_run_lengths_are_as_the_module_says() -> None:

@@ -104,6 +104,17 @@ def test_many_classes_make_an_image_large(rng: np.random.Generator) -> None:
     assert Predictor(model("squeezenet1_1", 3))._tile(*image.shape[:2]) is None
 
 
+def test_long_images_are_tiled_however_few_their_pixels(rng: np.random.Generator) -> None:
+    image = rng.integers(0, 256, (3, 9000, 3), np.uint8)
+    predictor = Predictor(model("squeezenet1_1"))
+    widths = []
+    predictor.net.trunk.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[3]))
+    (label,) = predictor([image])
+    assert label.shape == (3, 9000)
+    assert len(widths) == 9
+    assert max(widths) < 1024 + 2 * 256
+
+
 def test_a_network_that_sees_everything_is_never_cut(rng: np.random.Generator) -> None:
     image = rng.integers(0, 256, (200, 300, 3), np.uint8)
     trained = model("mobilenet_v3_large")

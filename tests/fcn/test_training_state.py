@@ -10,7 +10,7 @@ from safetensors.torch import save
 
 from fcn.errors import CheckpointError, TrainingError
 from fcn.input import TORCHVISION
-from fcn.train import transplant_of
+from fcn.training_state import transplant_of
 from fcn.weights import Transplant
 from tests.fcn.scenes import squares
 from tests.fcn.trainers import (

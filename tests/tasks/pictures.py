@@ -13,10 +13,11 @@ from PIL import Image
 import fcn
 from fcn.input import TORCHVISION
 from tasks import stores
-from tasks.engine import Seconds, segment
+from tasks.engine import segment
 from tasks.manifest import Manifest, ModelCard, RunCard, read, write
 from tasks.part_file import Row
 from tasks.predict_config import PredictConfig, run_digest
+from tasks.seconds import Seconds
 
 CLASSES = fcn.Classes(("dark", "medium", "bright"), ((0, 0, 0), (128, 128, 0), (0, 128, 255)))
 

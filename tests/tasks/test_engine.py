@@ -18,8 +18,9 @@ from fcn.predict import check_finite
 from tasks import engine, part_file, stores
 from tasks.budget import least_budget
 from tasks.cores import Cores
-from tasks.engine import Seconds, segment
+from tasks.engine import segment
 from tasks.predict_config import PredictConfig
+from tasks.seconds import Seconds
 from tests.fcn.deadly import deadly, install
 from tests.tasks.pictures import Brightness, encoded, pixels, put, rows_of
 

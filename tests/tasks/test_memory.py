@@ -21,8 +21,9 @@ sys.path.insert(0, sys.argv[1])
 from benchmarks.hostile import NullModel
 from tasks import stores
 from tasks.budget import least_budget
-from tasks.engine import Seconds, segment
+from tasks.engine import segment
 from tasks.predict_config import PredictConfig
+from tasks.seconds import Seconds
 
 limits = dict(max_image_pixels=100_000_000, max_image_bytes=4 << 20)
 budget = int(sys.argv[3])

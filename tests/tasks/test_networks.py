@@ -12,8 +12,9 @@ import torch
 import fcn
 from tasks import engine, networks, stores
 from tasks.cores import Cores
-from tasks.engine import Seconds, segment
+from tasks.engine import segment
 from tasks.predict_config import PredictConfig
+from tasks.seconds import Seconds
 from tests.tasks.pictures import Brightness, encoded, pixels, put, rows_of
 
 
@@ -43,6 +44,22 @@ def test_image_too_large_for_the_device_fails_alone(
     assert [row.status for row in rows.values()] == ["ok", "ok", "ok", "failed"]
     assert rows["large.png"].error_class == "OutOfMemoryError"
     assert (rows["large.png"].height, rows["large.png"].width) == (50, 50)
+
+
+def test_image_that_memory_has_no_room_for_fails_alone(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    class Hungry(Brightness):
+        def predict(self, images: Sequence[np.ndarray]) -> list[fcn.Prediction]:
+            if images[0].shape[0] == 50:
+                torch.empty(1 << 50)
+            return super().predict(images)
+
+    put(str(tmp_path), {"a.png": encoded(pixels(rng)), "large.png": encoded(pixels(rng, 50))})
+    rows = rows_of(str(tmp_path), Hungry())
+    assert [row.status for row in rows.values()] == ["ok", "failed"]
+    assert rows["large.png"].error_class == "MemoryError"
+    assert "allocate" in str(rows["large.png"].error)
 
 
 def test_broken_network_is_no_fault_of_the_images(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -11,8 +11,9 @@ from PIL import Image
 
 from fcn.masks import decode_mask
 from tasks import stores
-from tasks.engine import Seconds, segment
+from tasks.engine import segment
 from tasks.predict_config import PredictConfig
+from tasks.seconds import Seconds
 from tasks.shards import mask_saver
 from tasks.stores import StoreError, StoreUnavailable
 from tests.tasks.pictures import Brightness, encoded, pixels, put

@@ -12,9 +12,10 @@ import fsspec.config
 import pytest
 
 from tasks import part_file, s3_ranges, stores
-from tasks.engine import Seconds, segment
+from tasks.engine import segment
 from tasks.predict_config import PredictConfig
 from tasks.reading import ReadError, read_objects
+from tasks.seconds import Seconds
 from tasks.stores import Entry
 from tests.faulty_store import faulty
 from tests.tasks.pictures import Brightness, encoded, pixels

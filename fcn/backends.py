@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, Literal
 
@@ -120,14 +120,29 @@ def _missing(backend: str) -> list[str]:
     return [name for name in (backend, "onnx") if find_spec(name) is None]
 
 
-def _openvino(data: bytes, weights: Mapping[str, np.ndarray], *, on_one: bool) -> Runtime:
+_CORE_LOCK = threading.Lock()
+
+
+@cache
+def _openvino_core() -> tuple[Any, Any]:
+    """The module, and one core that lives as long as this process.
+
+    The CPU plugin that a core loads gives the calling thread a stack for signal handlers, and
+    unmaps it when it goes, which may be in another thread: the next signal that the first one
+    hears would end the process (OpenVINO 2026.4, ``SigAltStackSetup`` of its CPU plugin).
+    """
     # Importing openvino reports the use to its makers over the network, unless this is absent.
     telemetry = sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino  # type: ignore[import-untyped]  # noqa: PLC0415
 
     if telemetry is None:
         del sys.modules["openvino_telemetry"]
-    core = openvino.Core()
+    return openvino, openvino.Core()
+
+
+def _openvino(data: bytes, weights: Mapping[str, np.ndarray], *, on_one: bool) -> Runtime:
+    with _CORE_LOCK:
+        openvino, core = _openvino_core()
     cores = os.cpu_count() or 1
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the processor has it

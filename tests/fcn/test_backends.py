@@ -217,6 +217,19 @@ def test_importing_openvino_reports_nothing_to_its_makers() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_signals_are_heard_after_openvino_went_in_another_thread() -> None:
+    code = (
+        "import gc, os, signal, threading, fcn; from tests.fcn.models import varied_model; "
+        "box = [fcn.Predictor(varied_model('resnet18', 2, 32), backend='openvino')]; "
+        "thread = threading.Thread(target=lambda: (box.clear(), gc.collect())); "
+        "thread.start(); thread.join(); "
+        "signal.signal(signal.SIGUSR1, lambda *_: print('heard')); "
+        "os.kill(os.getpid(), signal.SIGUSR1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "heard\n")
+
+
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_integers_are_those_of_rounded_inputs_and_weights(runtime, rng) -> None:
     """The same network in torch, every convolution's input and weights rounded on the way."""

@@ -130,7 +130,10 @@ def segment(
             seconds,
             Networks(predictor, cores or CORES, seconds),
             Encoder(predictor.classes, further_classes or {}, config, seconds, save_mask),
-            *(advance, encoding, pixel_share, bands),
+            advance=advance,
+            encoding=encoding,
+            share=pixel_share,
+            bands=bands,
         )
         for window, job in prefetched(
             list(windows(entries, limit)),
@@ -190,6 +193,7 @@ class _Engine:
         seconds: Seconds,
         networks: Networks,
         encoder: Encoder,
+        *,
         advance: Callable[[int], None],
         encoding: ThreadPoolExecutor,
         share: Share,

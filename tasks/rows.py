@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from fcn.classes import Classes
 from fcn.masks import count_labels, encode_mask
@@ -37,10 +38,11 @@ def failed(entry: Entry, error: Exception, size: tuple[int, int] | None = None) 
     )
 
 
+@dataclass(frozen=True)
 class Encoder:
     """From predictions to rows; for use from many threads.
 
-    Args:
+    Attributes:
         classes: Of the first head.
         further_classes: Of the others, by name.
         config: Settings of the run.
@@ -48,19 +50,11 @@ class Encoder:
         save_mask: Puts the PNG mask of a key where the png sink wants it.
     """
 
-    def __init__(
-        self,
-        classes: Classes,
-        further_classes: Mapping[str, Classes],
-        config: PredictConfig,
-        seconds: Seconds,
-        save_mask: SaveMask | None,
-    ) -> None:
-        self.classes = classes
-        self.further_classes = further_classes
-        self.config = config
-        self.seconds = seconds
-        self.save_mask = save_mask
+    classes: Classes
+    further_classes: Mapping[str, Classes]
+    config: PredictConfig
+    seconds: Seconds
+    save_mask: SaveMask | None
 
     def row(self, entry: Entry, prediction: Prediction, *, truncated: bool) -> Row:
         """The row of an image with a mask.

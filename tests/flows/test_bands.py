@@ -62,6 +62,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_source(tmp_path_factory.mktemp("labelled"))
 
 
+def assert_masks_are_the_predictors(output: str, model: fcn.Model) -> None:
+    predictor = fcn.Predictor(model, device="cpu")
+    for row, scene in zip(parts.read(output).to_table().to_pylist(), scenes(12), strict=True):
+        image = decode_image(scene.image).pixels
+        (label,) = predictor([decode_stacked(image, scene.bands, model.input.bands)])
+        assert np.array_equal(decode_mask(row["mask"]["bytes"]), label)
+
+
 @pytest.mark.slow
 def test_a_band_from_folders_to_masks(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -98,11 +106,7 @@ def test_a_band_from_folders_to_masks(
     assert compact(output).rows == 12
     assert "bands" in pq.read_schema(Path(output, "manifest/run=00002/manifest.parquet")).names
     assert predict(f"{source}/images", model_url, output, CONFIG).segmented == 0
-    predictor = fcn.Predictor(model, device="cpu")
-    for row, scene in zip(parts.read(output).to_table().to_pylist(), scenes(12), strict=True):
-        image = decode_image(scene.image).pixels
-        (label,) = predictor([decode_stacked(image, scene.bands, model.input.bands)])
-        assert np.array_equal(decode_mask(row["mask"]["bytes"]), label)
+    assert_masks_are_the_predictors(output, model)
     assert Path(browse(output).page_url).read_text("utf-8").count('alt="mask of ') == 12
 
     rows = str(tmp_path / "out-rows")
@@ -126,11 +130,7 @@ def test_a_trunk_for_the_bands_from_folders_to_masks(
     for trunk in (model.net, model.net.beside[0]):
         assert trunk.score_fr.weight.any()  # zero at first
     predict(f"{source}/images", model_url, output, CONFIG)
-    predictor = fcn.Predictor(model, device="cpu")
-    for row, scene in zip(parts.read(output).to_table().to_pylist(), scenes(12), strict=True):
-        image = decode_image(scene.image).pixels
-        (label,) = predictor([decode_stacked(image, scene.bands, model.input.bands)])
-        assert np.array_equal(decode_mask(row["mask"]["bytes"]), label)
+    assert_masks_are_the_predictors(output, model)
 
 
 def test_a_model_is_not_for_datasets_without_its_band(

@@ -252,10 +252,12 @@ def race(job: Job, target: Callable[[Job], None], calm: Output, chance: random.R
     for zombie in zombies:
         if not ended_before(zombie, job, calm, chance):
             zombie.send(signal.SIGSTOP)
-    other.finish()
-    stopped = [zombie for zombie in zombies if not zombie.ended_within(0)]
-    for zombie in stopped:
-        zombie.send(signal.SIGCONT)
+    try:
+        other.finish()
+        stopped = [zombie for zombie in zombies if not zombie.ended_within(0)]
+    finally:  # a sleeper could not even be ended
+        for zombie in zombies:
+            zombie.send(signal.SIGCONT)
     for zombie in stopped:
         zombie.finish()
     return len(stopped)

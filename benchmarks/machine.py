@@ -31,10 +31,18 @@ def command(name: str) -> str:
 def children(text: str) -> Iterator[Path]:
     """Processes that this one started, have this text in their command, and are alive: in /proc."""
     for task in Path("/proc/self/task").glob("*/children"):
-        for child in task.read_text("ascii").split():
+        for child in _text(task).split():
             process = Path("/proc") / child
-            if text in (process / "cmdline").read_text("utf-8"):
+            if text in _text(process / "cmdline"):
                 yield process
+
+
+def _text(file: Path) -> str:
+    """Content of a file of a thread or a process, none when that has ended."""
+    try:
+        return file.read_text("utf-8")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def decoding_processes() -> Iterator[Path]:

@@ -1,38 +1,25 @@
 """moto's S3 server as a process of its own: what it holds outlives whoever is killed."""
 
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from subprocess import PIPE, Popen
 
 import boto3
 from moto.server import ThreadedMotoServer
+
+from benchmarks.endpoint import endpoint
 
 
 @contextmanager
 def moto_bucket(name: str) -> Iterator[str]:
     """URL of a new bucket at such a server, to which the environment points from now on.
 
-    The server is no member of this process's group: signals for that do not reach it. It ends
-    when this process does.
+    It ends when this process does.
     """
-    command = [sys.executable, "-m", "benchmarks.moto_store"]
-    with Popen(command, stdin=PIPE, stdout=PIPE, text=True, start_new_session=True) as server:
-        assert server.stdout
-        try:
-            os.environ |= {
-                "AWS_ACCESS_KEY_ID": "test",
-                "AWS_SECRET_ACCESS_KEY": "test",
-                "AWS_DEFAULT_REGION": "us-east-1",
-                "AWS_EC2_METADATA_DISABLED": "true",
-                "AWS_ENDPOINT_URL": server.stdout.readline().strip(),
-            }
-            boto3.client("s3").create_bucket(Bucket=name)
-            yield f"s3://{name}"
-        finally:
-            server.terminate()
+    with endpoint("benchmarks.moto_store"):
+        boto3.client("s3").create_bucket(Bucket=name)
+        yield f"s3://{name}"
 
 
 def serve() -> None:

@@ -54,8 +54,8 @@ from tasks.predict_config import PredictConfig
 from tasks.shards import ShardReport, write_part_with
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "prediction.md"
-NETS = {"vgg16": 6, "resnet18": 36, "squeezenet1_1": 192}
-"""Trunks of FCN-8s, and images of a round."""
+NETS = {"vgg16": 12, "resnet18": 36, "squeezenet1_1": 192}
+"""Trunks of FCN-8s, and images of a round: a shard has an image for each of two cores, or more."""
 
 SHARDS, FEW = 6, 2
 """Shards of a round, and of a short one."""

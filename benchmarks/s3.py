@@ -8,7 +8,6 @@ Arrow and boto3 make to list, read, write and delete objects; signatures are not
 
 import asyncio
 import hashlib
-import os
 import re
 import sys
 import time
@@ -16,10 +15,10 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
-from subprocess import PIPE, Popen
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
+from benchmarks.endpoint import endpoint
 from benchmarks.machine import children, seconds_of_process
 
 LATENCY = 0.025
@@ -33,19 +32,8 @@ Answer = tuple[int, dict[str, str], bytes]
 @contextmanager
 def bucket(latency: float = LATENCY) -> Iterator[str]:
     """A bucket at such an endpoint, to which the environment points from now on."""
-    command = [sys.executable, "-m", "benchmarks.s3", str(latency)]
-    with Popen(command, stdout=PIPE, text=True) as server:
-        assert server.stdout
-        try:
-            os.environ |= {
-                "AWS_ACCESS_KEY_ID": "test",
-                "AWS_SECRET_ACCESS_KEY": "test",
-                "AWS_DEFAULT_REGION": "us-east-1",
-                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.stdout.readline().strip()}",
-            }
-            yield "s3://bench"
-        finally:
-            server.terminate()
+    with endpoint("benchmarks.s3", str(latency)):
+        yield "s3://bench"
 
 
 def server_seconds() -> float:
@@ -255,11 +243,11 @@ def _without_chunks(body: bytes) -> bytes:
 
 
 async def serve(latency: float) -> None:
-    """Answer until the process ends; the port is said first."""
+    """Answer until the process ends; its URL is said first."""
     objects = Objects()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(objects, latency), "127.0.0.1", 0)
-    print(server.sockets[0].getsockname()[1], flush=True)
+    print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
     await server.serve_forever()
 
 

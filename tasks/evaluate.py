@@ -25,7 +25,7 @@ from tasks.assets import materialise
 from tasks.dataset import DatasetInfo, Samples, open_split, require_split
 from tasks.image_scores import hardest, write_image_scores
 from tasks.models import find_model, load_for, read_model
-from tasks.report import Example, Report, choose_examples, markdown, write_report
+from tasks.report import Example, Report, choose_examples, markdown, render, write_report
 from tasks.report_data import percent, span
 from tasks.runs import Row
 from tasks.wording import number_of
@@ -246,8 +246,10 @@ def report_evaluation(
     )
     further_images = {head: found.images for head, found in result.further.items()}
     images_url = write_image_scores(report_url, keys, result.images, further_images)
-    url = write_report(report_url, report)
-    publish_markdown("evaluate-report", markdown(report), f"Report, also at {stores.redact(url)}")
+    files = render(report)
+    url = write_report(report_url, files)
+    page = markdown(report, files)
+    publish_markdown("evaluate-report", page, f"Report, also at {stores.redact(url)}")
     classes = class_rows(result, info)
     for head, found in result.further.items():
         rows = class_rows(found, replace(info, classes=info.further_classes[head]))

@@ -47,13 +47,13 @@ MARKDOWN_BYTES = 500_000
 """What the Markdown is kept under, by leaving out examples from the end."""
 
 
-def write_report(url: str, report: Report) -> str:
-    """Write report.html and its plots below ``url``, the page last, and return its URL.
+def write_report(url: str, files: Mapping[str, bytes]) -> str:
+    """Write what `render` gives below ``url``, the page last, and return the page's URL.
 
     Raises:
         StoreError: ``url`` cannot be written.
     """
-    for name, data in render(report).items():
+    for name, data in files.items():
         stores.write_bytes(stores.join(url, name), data)
     return stores.join(url, "report.html")
 
@@ -89,9 +89,16 @@ def _plot_name(name: str, head: str) -> str:
     return f"{name}_{head}.png" if head else f"{name}.png"
 
 
-def markdown(report: Report) -> str:
-    """The report for Prefect's pages: figures, classes, plots and small overlays."""
-    parts = [part for of_head in _heads(report).values() for part in _sections(of_head)]
+def markdown(report: Report, files: Mapping[str, bytes]) -> str:
+    """The report for Prefect's pages: figures, classes, plots and small overlays.
+
+    Args:
+        report: What it is made from.
+        files: What `render` has made of it; the plots are taken from there.
+    """
+    parts = [
+        part for head, of_head in _heads(report).items() for part in _sections(of_head, files, head)
+    ]
     size = sum(map(len, parts))
     for of_head in _heads(report).values():
         if of_head.examples:
@@ -113,7 +120,7 @@ def _examples_heading(report: Report, of_head: Report) -> str:
     return "Examples" if of_head is report else f"Examples, {of_head.title}"
 
 
-def _sections(report: Report) -> list[str]:
+def _sections(report: Report, files: Mapping[str, bytes], head: str) -> list[str]:
     """Figures, classes and plots of one head."""
     header = ["", "class", "IU", "accuracy", "boundary F1", "true pixels", "most often taken for"]
     rows = [
@@ -136,13 +143,11 @@ def _sections(report: Report) -> list[str]:
         md.table(header, rows),
         BOUNDARY_NOTE,
     ]
-    if curves := plot_curves(report.metrics):
+    if report.metrics and (curves := files.get("curves.png")):
         parts += ["## Learning curves", _plot_markdown(curves, "learning curves")]
-    parts += [
-        "## Confusion",
-        _plot_markdown(plot_confusion(report.result.scores, report.classes), "confusion matrix"),
-    ]
-    if images := _plot_images(report, LIGHT):
+    confusion = files[_plot_name("confusion", head)]
+    parts += ["## Confusion", _plot_markdown(confusion, "confusion matrix")]
+    if images := files.get(_plot_name("images", head)):
         parts += ["## Images", _plot_markdown(images, "mean IU of the images")]
     return parts
 

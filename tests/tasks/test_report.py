@@ -101,9 +101,9 @@ def page(files) -> Page:
 
 
 @pytest.fixture(scope="module")
-def text() -> str:
+def text(files) -> str:
     """Its Markdown."""
-    return markdown(report(np.random.default_rng(0)))
+    return markdown(report(np.random.default_rng(0)), files)
 
 
 def test_the_files_are_a_page_and_its_pictures(files):
@@ -127,6 +127,11 @@ def test_plots_are_shown_light_and_dark(page):
     sources = [attrs for tag, attrs in page.tags if tag == "source"]
     assert len(sources) == 3
     assert all(attrs["media"] == "(prefers-color-scheme: dark)" for attrs in sources)
+
+
+def test_the_markdown_shows_the_light_plots(text, files):
+    for name in ("curves.png", "confusion.png", "images.png"):
+        assert base64.b64encode(files[name]).decode() in text
 
 
 def test_words_of_strangers_are_text_and_never_markup(rng):
@@ -170,12 +175,13 @@ def test_the_page_lists_the_hardest_images(page):
 
 
 def test_a_class_that_does_not_occur_has_dashes(rng):
-    tags = Page(render(report(rng))["report.html"]).tags
+    files = render(report(rng))
+    tags = Page(files["report.html"]).tags
     assert [attrs.get("class") for tag, attrs in tags if tag == "tr"] == [
         *(None, None, None, "absent"),
         *(None, None),  # of the hardest images
     ]
-    assert "| car | – | – | – | 0.0 % |  |" in markdown(report(rng))
+    assert "| car | – | – | – | 0.0 % |  |" in markdown(report(rng), files)
 
 
 def test_the_class_table_tells_what_a_class_was_taken_for(text):
@@ -190,7 +196,7 @@ def test_a_report_without_metrics_examples_and_facts_is_whole(rng):
     text = Page(files["report.html"]).text
     assert "Classes" in text
     assert not any(word in text for word in ("Learning curves", "Examples", "Hardest", "How it"))
-    assert "## Examples" not in markdown(bare)
+    assert "## Examples" not in markdown(bare, files)
 
 
 def test_a_report_of_no_counted_pixel_holds_dashes(rng):
@@ -218,7 +224,8 @@ def test_large_images_are_made_smaller(rng):
 def test_markdown_escapes_and_stays_small(rng):
     names = Classes.named(["a|b", "<script>", "[x](y)"])
     examples = [example(rng, height=400, width=400) for _ in range(30)]
-    text = markdown(report(rng, classes=names, examples=examples))
+    given = report(rng, classes=names, examples=examples)
+    text = markdown(given, render(given))
     assert r"| a\|b |" in text
     assert "<script>" not in text
     assert r"\[x\]\(y\)" in text
@@ -226,7 +233,7 @@ def test_markdown_escapes_and_stays_small(rng):
 
 
 def test_write_report_puts_every_file_and_names_the_page(rng, tmp_path):
-    url = write_report(str(tmp_path / "run"), report(rng))
+    url = write_report(str(tmp_path / "run"), render(report(rng)))
     assert url == stores.join(str(tmp_path / "run"), "report.html")
     assert stores.read_bytes(url).startswith(b"<!doctype html>")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {

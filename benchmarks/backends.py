@@ -2,6 +2,7 @@
 
 ::
 
+    python -m benchmarks.backends
     python -m benchmarks.backends --dataset work/dataset --model work/run/model.safetensors
 
 FCN-8s on two trunks, one image of 500 x 375, from pixels in memory to label map and confidence,
@@ -11,16 +12,14 @@ with the smallest and the largest, and the median ratio to eager within a turn. 
 random: no backend's time depends on them. With ``--compile`` torch.compile takes part; it
 compiles for minutes on two cores.
 
-With a dataset and a model trained on it, their scores on the split val by every backend; without,
-the page keeps those that it has, with the command and machine that gave them. Writes
-``docs/benchmarks/backends.md``.
+With a dataset and a model trained on it, their scores on the split val by every backend, and no
+times. Each of the two has its part of ``docs/benchmarks/backends.md``, with the command and the
+machine that gave it; the other part is kept.
 """
 
 import argparse
 import copy
 import os
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -30,7 +29,7 @@ import numpy as np
 import torch
 
 import fcn
-from benchmarks.machine import describe
+from benchmarks.machine import command, describe
 from fcn.evaluate import score_samples
 from fcn.images import decode_image
 from fcn.input import TORCHVISION
@@ -39,7 +38,7 @@ from tasks.dataset import Samples, open_split, read_info
 from tasks.quantise import spread
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "backends.md"
-NETS = {"vgg16": 4, "squeezenet1_1": 40}
+NETS = {"vgg16": 3, "squeezenet1_1": 40}
 """Trunks of FCN-8s, and turns."""
 
 NUM_CLASSES, NUM_CALIBRATION = 21, 64
@@ -137,39 +136,44 @@ def score(predictor: fcn.Predictor, samples: Samples) -> fcn.Scores:
     return fcn.Scores(sum(sample.confusion for sample in score_samples(predictor, samples)))
 
 
-def command() -> str:
-    given = f"python -m benchmarks.backends {shlex.join(sys.argv[1:])}".strip()
+def made() -> str:
+    """How a part of the page was made."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("openvino", "onnxruntime", "onnx"))
-    return f"Command: `{given}`\n\n{describe()}\n{versions}; {torch.get_num_threads()} threads."
+    threads = f"{torch.get_num_threads()} threads"
+    return f"{command('backends')}\n\n{describe()}\n{versions}; {threads}."
 
 
-def page(speed: Sequence[str], scores: str, loads: Sequence[float]) -> str:
+def times(nets: Sequence[str], *, compile_: bool) -> str:
+    """The part of the page that tells how long an image takes."""
+    before = os.getloadavg()[0]
+    lines = []
+    for net in nets:
+        lines += measure(net, NETS[net], compile_=compile_)
+        print("\n".join(lines), flush=True)
+    turns = ", ".join(f"{net} {NETS[net]}" for net in nets)
     return "\n".join(
         [
-            "# Backends on a CPU",
+            *(HEAD, *lines, "", f"Turns: {turns}."),
+            *([] if compile_ else ["torch.compile: skipped, see `--compile`."]),
+            *(
+                "",
+                made(),
+                f"Load average before and after: {before:.1f}, {os.getloadavg()[0]:.1f}.",
+            ),
             "",
-            "FCN-8s, 21 classes, one image of 500 x 375, from its pixels to label map and",
-            "confidence (eager and compile: from a ready tensor to the label map). Milliseconds:",
-            "medians over turns, with the smallest and the largest; the ratio is the median of",
-            "eager's time to the backend's within a turn.",
-            "",
-            "| trunk | backend | ms | img/s | x eager |",
-            "|---|---|---|---|---|",
-            *speed,
-            "",
-            *([] if "--compile" in sys.argv else ["torch.compile: skipped, see `--compile`.", ""]),
-            command(),
-            f"Load average before and after: {loads[0]:.1f}, {loads[1]:.1f}.",
-            "",
-            scores,
         ]
     )
 
 
-def kept_scores() -> str:
-    """The scores that the page has, and how they were measured."""
-    text = PAGE.read_text("utf-8") if PAGE.exists() else ""
-    return "".join(text.partition(ACCURACY)[1:])
+HEAD = """# Backends on a CPU
+
+FCN-8s, 21 classes, one image of 500 x 375, from its pixels to label map and
+confidence (eager and compile: from a ready tensor to the label map). Milliseconds:
+medians over turns, with the smallest and the largest; the ratio is the median of
+eager's time to the backend's within a turn.
+
+| trunk | backend | ms | img/s | x eager |
+|---|---|---|---|---|"""
 
 
 def main() -> None:
@@ -178,19 +182,18 @@ def main() -> None:
     parser.add_argument("--dataset", help="a dataset of ingest, for the accuracy")
     parser.add_argument("--model", help="a model trained on it")
     parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
-    parser.add_argument("--dry", action="store_true", help="print the page, do not write it")
+    parser.add_argument("--page", type=Path, default=PAGE, help="where the page is written")
     args = parser.parse_args()
-    before = os.getloadavg()[0]
-    speed = []
-    for net in args.nets:
-        speed += measure(net, NETS[net], compile_=args.compile)
-        print("\n".join(speed), flush=True)
-    scores = kept_scores()
-    if args.dataset and args.model:
-        scores = "\n".join([ACCURACY, "", *accuracy(args.dataset, args.model), "", command(), ""])
-    text = page(speed, scores, [before, os.getloadavg()[0]])
-    if not args.dry:
-        PAGE.write_text(text, encoding="utf-8")
+    if bool(args.dataset) != bool(args.model):
+        parser.error("--dataset and --model belong together")
+    text = args.page.read_text("utf-8") if args.page.exists() else ""
+    speed, _, scores = text.partition(f"{ACCURACY}\n")
+    if args.dataset:
+        scores = "\n".join(["", *accuracy(args.dataset, args.model), "", made(), ""])
+    else:
+        speed = times(args.nets, compile_=args.compile) + "\n"
+    text = speed + (f"{ACCURACY}\n{scores}" if scores else "")
+    args.page.write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -12,8 +12,6 @@ of memory of each step. Writes ``docs/benchmarks/growth.md`` and its figure.
 
 import argparse
 import random
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import fcn
-from benchmarks.machine import describe
+from benchmarks.machine import command, describe
 from fcn.input import TORCHVISION
 from tasks import part_file, parts, stores
 from tasks.manifest import Manifest
@@ -168,8 +166,7 @@ def page(rows: dict[tuple[str, int], dict[str, float]]) -> str:
         for step, num in steps
         for row in [rows[step, num]]
     ]
-    command = f"Command: `python -m benchmarks.growth {shlex.join(sys.argv[1:])}`"
-    return "\n".join([HEAD, *lines, NOTES, command, "", describe(), ""])
+    return "\n".join([HEAD, *lines, NOTES, command("growth"), "", describe(), ""])
 
 
 def figure(rows: dict[tuple[str, int], dict[str, float]]) -> Figure:
@@ -197,6 +194,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="where everything goes")
     parser.add_argument("--keys", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
+    parser.add_argument("--page", type=Path, default=PAGE, help="where the page is written")
+    parser.add_argument("--figure", type=Path, default=FIGURE, help="where its figure is written")
     args = parser.parse_args()
     rows = {
         (step, num): measured(step, args.work / str(num), num)
@@ -205,8 +204,8 @@ def main() -> None:
     }
     shown = {at: row for at, row in rows.items() if at[0] in SHOWN}
     text = page(shown)
-    PAGE.write_text(text, encoding="utf-8")
-    figure(shown).savefig(FIGURE, dpi=110)
+    args.page.write_text(text, encoding="utf-8")
+    figure(shown).savefig(args.figure, dpi=110)
     print(text)
 
 

@@ -35,7 +35,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 import fcn
-from benchmarks.machine import describe
+from benchmarks.machine import command, describe
 from benchmarks.prediction import HEIGHT, NUM_CLASSES, WIDTH, photograph, predictor, spread
 from fcn.images import decode_image
 from fcn.input import TORCHVISION
@@ -189,6 +189,7 @@ def network(data: bytes) -> Part:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--page", type=Path, default=PAGE, help="where the page is written")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
@@ -198,8 +199,9 @@ def main() -> None:
             storage(Path(folder), files) | computing(files[0]) | {"network": (network(files[0]), 1)}
         )
         lines = [line(name, *parts[name], args.runs) for name in ORDER]
-    text = "\n".join([HEAD, *lines, "", NOTE, "", describe(), ""])
-    PAGE.write_text(text, encoding="utf-8")
+    runs = f"Runs: {args.runs}."
+    text = "\n".join([HEAD, *lines, "", NOTE, "", runs, command("limits"), "", describe(), ""])
+    args.page.write_text(text, encoding="utf-8")
     print(text)
 
 
@@ -214,9 +216,7 @@ and the largest.
 |---|---|---|---|---|"""
 
 NOTE = """What the limits are is told in `benchmarks/limits.py`. That of the upsampling is computed
-from the bytes that must move; nothing runs that fast.
-
-Command: `python -m benchmarks.limits`"""
+from the bytes that must move; nothing runs that fast."""
 
 
 def line(name: str, ways: Part, images: int, runs: int) -> str:

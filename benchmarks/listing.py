@@ -15,9 +15,7 @@ import http.client
 import multiprocessing
 import os
 import re
-import shlex
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -27,7 +25,7 @@ from urllib.parse import urlsplit
 import fcn
 from benchmarks.growth import CLASSES, CONFIG, memory
 from benchmarks.list_server import PREFIX, key, listed
-from benchmarks.machine import describe
+from benchmarks.machine import command, describe
 from fcn.input import TORCHVISION
 from tasks import s3_pages, stores
 from tasks.pages import paged
@@ -104,8 +102,13 @@ STEPS: dict[str, tuple[str, Callable[[Path], int]]] = {
 }
 """What is measured, and of which store."""
 
-MOST_BY_BOTOCORE = 100_000
-"""Keys; a million takes five minutes."""
+MOST_KEYS = {
+    "requests alone": 100_000,
+    "pages, by botocore": 100_000,
+    "pages, by expat": 100_000,
+    "list, local": 100_000,
+}
+"""Of the steps that are parts of others; a million by botocore takes five minutes."""
 
 
 def measure(step: str, work: Path, num: int) -> tuple[float, float, float, float]:
@@ -146,7 +149,7 @@ def make_files(folder: Path, num: int) -> None:
         path = folder / key(number).removeprefix(PREFIX)
         if number % 500 == 0:
             path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        os.close(os.open(path, os.O_CREAT))
 
 
 HEAD = """# Listing and planning by the number of keys
@@ -154,11 +157,11 @@ HEAD = """# Listing and planning by the number of keys
 | step | keys | seconds | CPU seconds | CPU µs per key | server's CPU s | MiB before | MiB peak |
 |---|---|---|---|---|---|---|---|"""
 
-NOTES = f"""
+NOTES = """
 - **requests alone**: every page asked for and received with `http.client`, nothing made of it: what
   this server and the loopback interface cost.
 - **pages, by botocore** and **by expat**: through s3fs, the answers parsed by botocore, and as
-  `tasks/s3_pages.py` does. By botocore at most {MOST_BY_BOTOCORE:,} keys.
+  `tasks/s3_pages.py` does.
 - **list**: through `tasks.stores.list_entries` into pages of entries.
 - **plan**: `tasks.plan.plan_run`: patterns, order and names checked, the manifest written to a
   local disk; with loading the model (SqueezeNet).
@@ -166,7 +169,8 @@ NOTES = f"""
 
 The server makes up pages of 1,000 keys of 60 characters, as S3 writes them, on the same machine:
 no network, no delay. A store that takes 100 ms a page adds 100 s to a million keys. Every row is a
-process of its own; its memory before is that of the imports (torch).
+process of its own; its memory before is that of the imports (torch). What is a part of **plan** is
+measured of at most 100,000 keys, but for the list of S3.
 """
 
 
@@ -174,6 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="where everything goes")
     parser.add_argument("--keys", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--page", type=Path, default=PAGE, help="where the page is written")
     args = parser.parse_args()
     rows: dict[tuple[str, int], str] = {}
     for num in args.keys:
@@ -182,15 +187,15 @@ def main() -> None:
         net = fcn.FCN("squeezenet1_1", len(CLASSES), 8)
         fcn.save(fcn.Model(net, CLASSES, TORCHVISION), work / "model.safetensors")
         for step in STEPS:
-            if num <= MOST_BY_BOTOCORE or step != "pages, by botocore":
+            if num <= MOST_KEYS.get(step, num):
                 rows[step, num] = measured(step, work, num)
     lines = [rows[step, num] for step in STEPS for num in args.keys if (step, num) in rows]
-    command = (
-        f"Command: `python -m benchmarks.listing {shlex.join(sys.argv[1:])}`\n\n"
+    load = (
         f"Load of the machine when it was through: {os.getloadavg()[1]:.0f} (mean of five minutes)."
         " Where it is\nmore than one, seconds are more than a machine of one's own takes.\n"
     )
-    PAGE.write_text("\n".join([HEAD, *lines, NOTES, command, describe(), ""]), "utf-8")
+    told = command("listing") + "\n\n" + load
+    args.page.write_text("\n".join([HEAD, *lines, NOTES, told, describe(), ""]), "utf-8")
 
 
 if __name__ == "__main__":

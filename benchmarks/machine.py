@@ -24,7 +24,7 @@ def describe() -> str:
 def command(name: str) -> str:
     """The line of a page that tells how it was made, wherever it was written to."""
     given = iter(sys.argv[1:])
-    words = [word for word in given if word != "--page" or not next(given)]
+    words = [word for word in given if word not in ("--page", "--figure") or not next(given)]
     return f"Command: `{shlex.join(['python', '-m', f'benchmarks.{name}', *words])}`"
 
 

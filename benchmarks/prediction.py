@@ -6,11 +6,8 @@
 
 Bare network: the net of the pipeline's own predictor on ready tensors (decoded, normalised,
 float32, channels last), one image at a time, all scores upsampled, and the maximum over the
-classes to a uint8 label map. It runs twice, in the same threads as the pipeline: all cores on
-one image, and an image a core, as the pipeline does it; the shares are of the latter, which is
-the faster one. A third column is the predictor itself on decoded images, a core each: with
-normalisation and confidence, which a row needs, and with labels read off strip by strip. (The first
-and the third, which no target stands on, are of a sixth of the images.) Pipeline: shards from
+classes to a uint8 label map. It runs in the same threads as the pipeline, an image a core; on
+every other image, since it has no start and end to be told from the rate. Pipeline: shards from
 the manifest to committed parts (reading, decoding, network, labels and confidence, encoding,
 Parquet, writing) with the default settings, two shards in work, without Prefect. The two alternate
 over the same JPEGs; weights are random, which changes no cost but that of masks.
@@ -54,17 +51,15 @@ from tasks.predict_config import PredictConfig
 from tasks.shards import ShardReport, write_part_with
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "prediction.md"
-NETS = {"vgg16": 12, "resnet18": 36, "squeezenet1_1": 192}
+NETS = {"vgg16": 12, "resnet18": 36, "squeezenet1_1": 144}
 """Trunks of FCN-8s, and images of a round: a shard has an image for each of two cores, or more."""
 
 SHARDS, FEW = 6, 2
 """Shards of a round, and of a short one."""
 
 COLUMNS = (
-    *("trunk", "store", "bare, all cores on an image, img/s", "bare, an image a core"),
-    *("predictor alone", "pipeline, rate", "start and end, s", "pipeline, whole round"),
-    *("share of bare: rate, %", "whole round, %", "processor time, %"),
-    *("share of all cores on an image, %", "share of predictor, %"),
+    *("trunk", "store", "bare, img/s", "pipeline, rate", "start and end, s"),
+    *("pipeline, whole round", "share of bare: rate, %", "whole round, %", "processor time, %"),
     *("read, ms", "decode", "network", "encode", "write", "S3 server"),
 )
 
@@ -137,18 +132,15 @@ class Case:
     """What the rounds of one network on one store took: seconds by the clock, of the processor."""
 
     num_images: int
-    together: list[np.ndarray] = field(default_factory=list)
     bare: list[np.ndarray] = field(default_factory=list)
-    alone: list[np.ndarray] = field(default_factory=list)
     pipeline: list[np.ndarray] = field(default_factory=list)
     few: list[np.ndarray] = field(default_factory=list)
     stages: Counter[str] = field(default_factory=Counter)
     server: float = 0.0
 
     def line(self, net: str, store: str) -> str:
-        together, bare, alone, pipeline, few = (
-            np.array(rounds).T
-            for rounds in (self.together, self.bare, self.alone, self.pipeline, self.few)
+        bare, pipeline, few = (
+            np.array(rounds).T for rounds in (self.bare, self.pipeline, self.few)
         )
         share, processor_share = 100 * bare / pipeline
         per_image = (pipeline[0] - few[0]) * SHARDS / ((SHARDS - FEW) * self.num_images)
@@ -159,12 +151,10 @@ class Case:
         ]
         cells = [
             *(net, store),
-            *(spread(self.num_images / case[0], 2) for case in (together, bare, alone)),
-            *(spread(1 / per_image, 2), spread(fixed, 2)),
+            *(spread(self.num_images / bare[0], 2), spread(1 / per_image, 2), spread(fixed, 2)),
             spread(self.num_images / pipeline[0], 2),
             spread(100 * bare[0] / self.num_images / per_image),
             *(spread(share), spread(processor_share)),
-            *(spread(100 * case[0] / pipeline[0]) for case in (together, alone)),
         ]
         return f"| {' | '.join([*cells, *stages])} |"
 
@@ -210,8 +200,7 @@ def measure(net: str, place: str, rounds: int, num_images: int) -> Case:
     for index, data in enumerate(files):
         for folder in ("images", *(["few"] if index < few else [])):
             stores.write_bytes(f"{place}/{net}/{folder}/{index:04}.jpg", data)
-    images = [decode_image(data).pixels for data in files]
-    tensors = ready_tensors(images)
+    tensors = ready_tensors([decode_image(data).pixels for data in files[::2]])
     config = PredictConfig(device="cpu", images_per_shard=some)
 
     def segment(name: str, number: int) -> tuple[fcn.Predictor, Manifest, PredictConfig]:
@@ -221,12 +210,8 @@ def measure(net: str, place: str, rounds: int, num_images: int) -> Case:
     seconds_of([partial(bare, model, [tensor]) for tensor in tensors[:few]], CORES.on_one)
     segmented(*segment("few", rounds))
     for number in range(rounds):
-        seconds = seconds_of([partial(bare, model, tensors[:some])], CORES.on_all)
-        case.together.append(seconds * (num_images / some))
         each = [partial(bare, model, [tensor]) for tensor in tensors]
-        case.bare.append(seconds_of(each, CORES.on_one))
-        each = [partial(model.predict, [image]) for image in images[:some]]
-        case.alone.append(seconds_of(each, CORES.on_one) * (num_images / some))
+        case.bare.append(seconds_of(each, CORES.on_one) * (num_images / len(tensors)))
         pipeline(case, *segment("images", number))
         case.few.append(segmented(*segment("few", number))[0])
     return case
@@ -246,8 +231,8 @@ overlap. The S3 server's are processor time.
 |{"---|" * len(COLUMNS)}"""
 
 NOTE = """
-What these are is defined in `benchmarks/prediction.py`: predictor and pipeline also compute the
-confidence, and the pipeline pays for the S3 server on the same cores.
+What these are is defined in `benchmarks/prediction.py`: the pipeline also computes the confidence,
+and pays for the S3 server on the same cores.
 """
 
 
@@ -268,7 +253,8 @@ def main() -> None:
             lines.append(case.line(net, store))
             print(lines[-1], flush=True)
     load = f"Load average before and after: {before:.1f}, {os.getloadavg()[0]:.1f}."
-    text = "\n".join([HEAD, *lines, NOTE, command("prediction"), "", describe(), load, ""])
+    rounds = f"Rounds: {args.rounds}."
+    text = "\n".join([HEAD, *lines, NOTE, rounds, command("prediction"), "", describe(), load, ""])
     args.page.write_text(text, encoding="utf-8")
     print(text)
 

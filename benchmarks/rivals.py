@@ -75,7 +75,7 @@ IMAGES = {"squeezenet1_1": 48, "vgg16": 4}
 CASES = {"local": ("squeezenet1_1", "vgg16"), "S3": ("squeezenet1_1",)}
 """Where, and which: VGG16 waits for nothing but itself, wherever its images are."""
 
-WARM = 8
+WARM = {"squeezenet1_1": 8, "vgg16": 2}
 """Images of the first round, which is not counted."""
 
 PALETTE = [value for colour in voc_palette(NUM_CLASSES) for value in colour]
@@ -228,7 +228,7 @@ def measure(
     rates: dict[str, list[float]] = {name: [] for name in turns}
     for number in range(rounds + 1):
         for name, turn in turns.items():
-            work = Round(place, number, keys if number else keys[:WARM])
+            work = Round(place, number, keys if number else keys[: WARM[trunk]])
             work.out += f"-{list(turns).index(name)}"
             rate = len(work.keys) / turn(work)
             if number:
@@ -280,7 +280,8 @@ def main() -> None:
                 lines += rows(trunk, store, rates)
     ray.shutdown()
     versions = f"{describe()}\nray {ray.__version__}, openvino {version('openvino')}."
-    text = "\n".join([HEAD, *lines, "", command("rivals"), "", versions, ""])
+    rounds = f"Rounds: {args.rounds}."
+    text = "\n".join([HEAD, *lines, "", rounds, command("rivals"), "", versions, ""])
     args.page.write_text(text, encoding="utf-8")
     print(text)
 

@@ -14,10 +14,10 @@ its share of all processor time per image. Writes ``docs/benchmarks/profile.md``
 import argparse
 import json
 import re
+import select
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -75,8 +75,8 @@ WHAT = {
 """What the functions do."""
 
 
-def work(net: str, num_images: int, seconds: float) -> None:
-    """Segment shards for so long; a line when that begins, and one with what it came to."""
+def work(net: str, num_images: int) -> None:
+    """Segment shards until the input ends; a line at the start, and one with what it came to."""
     rng, model = np.random.default_rng(0), predictor(net)
     config = PredictConfig(device="cpu", images_per_shard=max(1, num_images // 4))
     with tempfile.TemporaryDirectory() as folder:
@@ -86,10 +86,10 @@ def work(net: str, num_images: int, seconds: float) -> None:
         for number in range(10**6):
             if number == 1:
                 print("ready", flush=True)
-                case, end = Case(num_images), time.monotonic() + seconds
+                case = Case(num_images)
             manifest = planned(f"{folder}/images", f"{folder}/out-{number}", config)
             pipeline(case, model, manifest, config)
-            if number and time.monotonic() > end:
+            if number and select.select([sys.stdin], [], [], 0)[0]:
                 break
     clock, processor = np.sum(case.pipeline, axis=0) / (num_images * len(case.pipeline))
     print(json.dumps({"clock": clock, "processor": processor}), flush=True)
@@ -98,11 +98,12 @@ def work(net: str, num_images: int, seconds: float) -> None:
 def looked_at(net: str, num_images: int, seconds: float) -> tuple[Counter[str], dict[str, float]]:
     """How often each function was found at work, and seconds per image."""
     code = [sys.executable, "-m", "benchmarks.shard_profile", "--work", net]
-    code += ["--images", str(num_images), "--seconds", str(2 * seconds)]
+    code += ["--images", str(num_images)]
     with (
         tempfile.TemporaryDirectory() as folder,
-        subprocess.Popen(code, stdout=subprocess.PIPE, text=True) as worker,
+        subprocess.Popen(code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker,
     ):
+        assert worker.stdin
         assert worker.stdout
         if worker.stdout.readline().strip() != "ready":
             raise RuntimeError("the process that is looked at ended before it was ready")
@@ -111,6 +112,7 @@ def looked_at(net: str, num_images: int, seconds: float) -> tuple[Counter[str], 
         looking = [py_spy, "record", "--pid", str(worker.pid), "--subprocesses"]
         looking += ["--rate", str(LOOKS), "--duration", str(int(seconds)), "--format", "raw"]
         subprocess.run([*looking, "--output", str(file)], check=True, capture_output=True)
+        worker.stdin.close()
         figures: dict[str, float] = json.loads(worker.stdout.readline())
         return Counter(dict(_looks(file.read_text("utf-8")))), figures
 
@@ -163,13 +165,13 @@ second: by the clock an image takes about twice as long as it does otherwise.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--nets", nargs="+", default=list(NETS), choices=list(NETS))
-    parser.add_argument("--seconds", type=float, default=20, help="of looking at each network")
+    parser.add_argument("--seconds", type=float, default=10, help="of looking at each network")
     parser.add_argument("--images", type=int, help="of a round, of every network")
     parser.add_argument("--page", type=Path, default=PAGE, help="where the page is written")
     parser.add_argument("--work", metavar="NET", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.work:
-        work(args.work, args.images, args.seconds)
+        work(args.work, args.images)
         return
     tables: list[str] = []
     for net in args.nets:

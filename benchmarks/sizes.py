@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 import fcn
-from benchmarks.machine import describe
+from benchmarks.machine import command, describe
 from benchmarks.prediction import photograph, planned, spread
 from fcn.input import TORCHVISION
 from tasks import stores
@@ -37,6 +37,9 @@ SIZES = (375, 866, 1732, 3000, 8660)
 
 CLASSES = (2, 11, 21, 59, 150)
 """Of a mask, of CamVid, PASCAL VOC, PASCAL-Context and ADE20K."""
+
+FEWER_ROUNDS = 2
+"""Of the largest image, which runs in a hundred tiles: each tells the cost again."""
 
 SMALL = 16
 """Images of the small size in a round; of the larger ones fewer, but one at least."""
@@ -75,6 +78,7 @@ def measure(
     config = PredictConfig(device="cpu", images_per_shard=number)
     seconds, reports = [], []
     warm = int(height == SIZES[0])
+    rounds = min(rounds, FEWER_ROUNDS) if height == SIZES[-1] else rounds
     for turn in range(rounds + warm):
         manifest = planned(f"{place}/images", f"{place}/out-{turn}", config)
         start = time.perf_counter()
@@ -116,6 +120,7 @@ overlap by what the network sees."""
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--page", type=Path, default=PAGE, help="where the page is written")
     args = parser.parse_args()
     sizes, classes, reports = [], [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -132,10 +137,11 @@ def main() -> None:
         [
             *(ABOUT, "", "## By megapixels", "", *heading("megapixel", reports), *sizes, ""),
             *("## By classes, at 0.2 megapixels", "", *heading("class", reports), *classes, ""),
-            *("Command: `python -m benchmarks.sizes`", "", describe(), ""),
+            f"Rounds: {args.rounds}, of 100 megapixels {min(args.rounds, FEWER_ROUNDS)}.",
+            *(command("sizes"), "", describe(), ""),
         ]
     )
-    PAGE.write_text(text, encoding="utf-8")
+    args.page.write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -4,9 +4,10 @@
 
     python -m benchmarks.start
 
-New processes in turn, files in the page cache: FCN-8s on two trunks, an image of 500 x 375, each
-backend; what is told is `fcn` as a library (import, model file, predictor, image) and
-``python -m fcn predict`` as a command, with its mask and overlay. Beside them, what is not ours:
+New processes in turn, files in the page cache: FCN-8s on two trunks, an image of 500 x 375, with
+torch and with the backend that "auto" takes; what is told is `fcn` as a library (import, model
+file, predictor, image) and ``python -m fcn predict`` as a command, with its mask and overlay.
+Beside them, what is not ours:
 Python alone, and with PyTorch imported. Seconds by the clock, from the start of the process to the
 end of each step: medians of rounds, with the smallest and the largest, after a round of the small
 trunk that is not counted. Writes ``docs/benchmarks/start.md``.
@@ -30,7 +31,7 @@ from benchmarks.prediction import photograph, predictor, spread
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmarks" / "start.md"
 NETS = ("vgg16", "squeezenet1_1")
-BACKENDS = ("torch", "onnxruntime", "openvino")
+BACKENDS = ("torch", "openvino")
 
 LIBRARY = """
 import sys, time
@@ -114,7 +115,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         lines = measure(Path(folder), args.nets, args.rounds)
     load = f"Load average before and after: {before:.1f}, {os.getloadavg()[0]:.1f}."
-    text = "\n".join([HEAD, *lines, "", command("start"), "", describe(), load, ""])
+    rounds = f"Rounds: {args.rounds}."
+    text = "\n".join([HEAD, *lines, "", rounds, command("start"), "", describe(), load, ""])
     args.page.write_text(text, encoding="utf-8")
     print(text)
 

@@ -133,12 +133,16 @@ with the smallest and the largest. What the plain loop does is told in `benchmar
 |---|---|---|"""
 
 
+COMMAND = "Command: `python -m benchmarks.training --data CAMVID --init SQUEEZENET.npz`"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="CamVid's folder")
     parser.add_argument("--init", required=True, help="SqueezeNet's ImageNet weights (.npz)")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--steps", type=int, default=12, help="of a turn, that are counted")
+    parser.add_argument("--page", type=Path, default=PAGE, help="where the page is written")
     args = parser.parse_args()
     found: dict[str, list[tuple[float, float]]] = {"fcn-flows": [], "plain loop": []}
     with tempfile.TemporaryDirectory() as folder:
@@ -159,9 +163,9 @@ def main() -> None:
     ]
     ratio = np.divide(*(np.array(values)[:, 0] for values in found.values()))
     faster = f"fcn-flows trains {spread(ratio, 2)} times as many images a second."
-    command = "Command: `python -m benchmarks.training --data CAMVID --init SQUEEZENET.npz`"
-    text = "\n".join([HEAD, *lines, "", faster, "", command, "", describe(), ""])
-    PAGE.write_text(text, encoding="utf-8")
+    turns = f"Turns: {args.turns}, of {args.steps} steps."
+    text = "\n".join([HEAD, *lines, "", faster, "", turns, COMMAND, "", describe(), ""])
+    args.page.write_text(text, encoding="utf-8")
     print(text)
 
 

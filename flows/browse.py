@@ -11,7 +11,7 @@ from tasks.run_names import run_name
 from tasks.run_start import start_run
 
 
-@flow(name="browse", flow_run_name=run_name("browse {}", "output_url"), **HOOKS)
+@flow(name="browse", flow_run_name=run_name("{}", "output_url"), **HOOKS)
 def browse(
     output_url: str,
     page_url: str | None = None,

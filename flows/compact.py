@@ -8,7 +8,7 @@ from tasks.run_names import run_name
 from tasks.run_start import start_run
 
 
-@flow(name="compact", flow_run_name=run_name("compact {}", "output_url"), **HOOKS)
+@flow(name="compact", flow_run_name=run_name("{}", "output_url"), **HOOKS)
 def compact(output_url: str) -> CompactSummary:
     """Merge all runs over a prediction's output into one: the newest row of every key.
 

@@ -12,9 +12,10 @@ from flows.pipeline import pipeline
 from tasks.demo import DemoSummary, paint_scenes, publish_demo
 from tasks.hooks import HOOKS
 from tasks.predict import PredictConfig
+from tasks.run_names import run_name
 
 
-@flow(name="demo", flow_run_name="demo -> {url}", **HOOKS)
+@flow(name="demo", flow_run_name=run_name("{}", "url"), **HOOKS)
 def demo(
     url: str = "demo",
     num_train: int = 120,

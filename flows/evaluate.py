@@ -19,7 +19,7 @@ from tasks.serving import resolve
 
 @flow(
     name="evaluate",
-    flow_run_name=run_name("evaluate {} on {}", "model_url", "dataset_url"),
+    flow_run_name=run_name("{} on {}", "model_url", "dataset_url"),
     **HOOKS,
 )
 def evaluate(

@@ -11,9 +11,7 @@ from tasks.run_start import start_run
 from tasks.staging import Staging
 
 
-@flow(
-    name="ingest", flow_run_name=run_name("ingest {} -> {}", "source_url", "dataset_url"), **HOOKS
-)
+@flow(name="ingest", flow_run_name=run_name("{} -> {}", "source_url", "dataset_url"), **HOOKS)
 def ingest(
     source_url: str,
     dataset_url: str,

@@ -8,7 +8,7 @@ from tasks.run_names import run_name
 from tasks.run_start import start_run
 
 
-@flow(name="lineage", flow_run_name=run_name("lineage in {}", "output_url"), **HOOKS)
+@flow(name="lineage", flow_run_name=run_name("{} in {}", "key", "output_url"), **HOOKS)
 def lineage(key: str, output_url: str) -> dict[str, str]:
     """Tell where the row of an image comes from: run, model, dataset, settings, code, scores.
 

@@ -19,7 +19,7 @@ from tasks.run_start import start_run
 
 @flow(
     name="pipeline",
-    flow_run_name=run_name("pipeline {}, {} -> {}", "source_url", "collection_url", "work_url"),
+    flow_run_name=run_name("{}, {} -> {}", "source_url", "collection_url", "work_url"),
     **HOOKS,
 )
 def pipeline(

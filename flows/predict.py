@@ -18,7 +18,7 @@ from tasks.serving import resolve
 
 @flow(
     name="predict",
-    flow_run_name=run_name("predict {} -> {}", "collection_url", "output_url"),
+    flow_run_name=run_name("{} -> {}", "collection_url", "output_url"),
     **HOOKS,
 )
 def predict(

@@ -19,7 +19,7 @@ from tasks.serving import model_url
 
 @flow(
     name="promote",
-    flow_run_name=run_name("promote {} -> {}", "challenger_url", "models_url"),
+    flow_run_name=run_name("{} -> {}", "challenger_url", "models_url"),
     **HOOKS,
 )
 def promote(

@@ -11,7 +11,7 @@ from tasks.run_start import start_run
 
 @flow(
     name="quantise",
-    flow_run_name=run_name("quantise {} -> {}", "model_url", "quantised_url"),
+    flow_run_name=run_name("{} -> {}", "model_url", "quantised_url"),
     **HOOKS,
 )
 def quantise(

@@ -12,7 +12,7 @@ from tasks.run_start import start_run
 from tasks.train import TrainSummary, claim_run, train_network
 
 
-@flow(name="train", flow_run_name=run_name("train {} -> {}", "dataset_url", "run_url"), **HOOKS)
+@flow(name="train", flow_run_name=run_name("{} -> {}", "dataset_url", "run_url"), **HOOKS)
 def train(
     dataset_url: str,
     run_url: str,

@@ -13,7 +13,7 @@ from tasks.train import TrainSummary
 
 @flow(
     name="train_staged",
-    flow_run_name=run_name("train in stages {} -> {}", "dataset_url", "run_url"),
+    flow_run_name=run_name("{} -> {}", "dataset_url", "run_url"),
     **HOOKS,
 )
 def train_staged(

@@ -8,7 +8,7 @@ from tasks.run_start import start_run
 from tasks.verify import VerifySummary, verify_output
 
 
-@flow(name="verify", flow_run_name=run_name("verify {}", "output_url"), **HOOKS)
+@flow(name="verify", flow_run_name=run_name("{}", "output_url"), **HOOKS)
 def verify(output_url: str) -> VerifySummary:
     """Check a prediction's output: rows against manifest, checksums, and that every mask decodes.
 

@@ -196,7 +196,7 @@ def run_name() -> str:
 
 
 def _run_name(first: int, last: int, output_url: str) -> str:
-    return f"predict {shards_name(first, last)} -> {stores.redact(output_url)}"
+    return f"{shards_name(first, last)} -> {stores.redact(output_url)}"
 
 
 def child_key(manifest: Manifest, partition: Partition) -> str:

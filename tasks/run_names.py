@@ -1,4 +1,8 @@
-"""Names of flow runs, without what a URL may hold of credentials."""
+"""Names of flow runs, without what a URL may hold of credentials.
+
+Prefect shows the name of the flow before that of the run, "predict / s3://photos -> s3://masks":
+a run's name is what differs from run to run.
+"""
 
 from collections.abc import Callable
 
@@ -12,7 +16,7 @@ def run_name(form: str, *parameters: str) -> Callable[[], str]:
 
     ::
 
-        @flow(flow_run_name=run_name("train {} -> {}", "dataset_url", "run_url"))
+        @flow(flow_run_name=run_name("{} -> {}", "dataset_url", "run_url"))
 
     Args:
         form: The name, with ``{}`` in the place of each URL.

@@ -139,7 +139,7 @@ def test_parent_is_killed_and_the_next_one_finds_its_child(
     with caplog.at_level(logging.INFO):
         summary = predict(*given, output, config)
 
-    assert "shards-00000-00003: child run predict shards-00000-00003" in caplog.text
+    assert "shards-00000-00003: child run shards-00000-00003" in caplog.text
     assert "is at it already" in caplog.text
     predict(*given, reference, HERE)
     assert objects(output) == objects(reference)
@@ -147,7 +147,7 @@ def test_parent_is_killed_and_the_next_one_finds_its_child(
     assert summary.stages["network"] > 0
     assert len(summary.slow_images) == len(summary.weak_spots) == 10
     first, second = children(config, output)  # of two parents, and never two at once
-    assert first.name == f"predict shards-00000-00003 -> {output}"
+    assert first.name == f"shards-00000-00003 -> {output}"
     assert (second.parameters["first_shard"], second.parameters["last_shard"]) == (4, 6)
     assert first.end_time is not None
     assert second.created is not None
@@ -165,7 +165,7 @@ def test_failed_child_is_named_and_the_next_call_starts_another(
     obstacle.write_text("a file where a folder must be")
     with pytest.raises(
         PredictError,
-        match=r"1 of 1 partitions failed: shards-00000-00006: child run predict shards-00000-00006 "
+        match=r"1 of 1 partitions failed: shards-00000-00006: child run shards-00000-00006 "
         r"-> .*/out \(http:.*\) failed: PredictError: [34] of 7 shards failed; first: shard-00000: "
         r"StoreError: .* a file lies in the way. Finished parts are kept; rerun to do the rest$",
     ):

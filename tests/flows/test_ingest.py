@@ -146,7 +146,7 @@ def test_runs_are_named_by_their_urls_and_show_artifacts(
         artifacts = client.read_artifacts(
             artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
         )
-    assert run.name == f"ingest {source} -> {tmp_path / 'set'}"
+    assert run.name == f"{source} -> {tmp_path / 'set'}"
     by_key = {artifact.key: artifact for artifact in artifacts}
     assert by_key.keys() == {
         "ingest-progress",
@@ -165,7 +165,7 @@ def test_credentials_in_a_url_are_not_in_the_name_of_the_run(tmp_path: Path) -> 
     assert state.is_failed()
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(state.state_details.flow_run_id)
-    assert run.name == f"ingest http://127.0.0.1:9/x -> {tmp_path}"
+    assert run.name == f"http://127.0.0.1:9/x -> {tmp_path}"
 
 
 def test_real_camvid_by_s3(s3, camvid_dir: Path) -> None:

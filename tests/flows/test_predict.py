@@ -104,7 +104,7 @@ def test_runs_are_named_in_the_ui(collection: str, model: str, output: str) -> N
     with get_client(sync_client=True) as client:
         flow_run = client.read_flow_run(state.state_details.flow_run_id)
     names = {one.name for one in task_runs(flow_run.id, 5)}
-    assert flow_run.name == f"predict {collection} -> {output}"
+    assert flow_run.name == f"{collection} -> {output}"
     assert names == {
         "plan the run",
         *(f"shard-{number:05d}" for number in range(3)),

@@ -231,7 +231,7 @@ def test_the_ui_shows_figures_and_pictures(tmp_path: Path) -> None:
     state = train(url, str(tmp_path / "run"), settings(epochs=1), return_state=True)
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(state.state_details.flow_run_id)
-        assert run.name == f"train {url} -> {tmp_path / 'run'}"
+        assert run.name == f"{url} -> {tmp_path / 'run'}"
         artifacts = client.read_artifacts(
             artifact_filter=ArtifactFilter(
                 flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]),

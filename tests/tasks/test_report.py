@@ -174,14 +174,12 @@ def test_the_page_lists_the_hardest_images(page):
     assert "images.parquet" in page.text
 
 
-def test_a_class_that_does_not_occur_has_dashes(rng):
-    files = render(report(rng))
-    tags = Page(files["report.html"]).tags
-    assert [attrs.get("class") for tag, attrs in tags if tag == "tr"] == [
+def test_a_class_that_does_not_occur_has_dashes(page, text):
+    assert [attrs.get("class") for tag, attrs in page.tags if tag == "tr"] == [
         *(None, None, None, "absent"),
         *(None, None),  # of the hardest images
     ]
-    assert "| car | – | – | – | 0.0 % |  |" in markdown(report(rng), files)
+    assert "| car | – | – | – | 0.0 % |  |" in text
 
 
 def test_the_class_table_tells_what_a_class_was_taken_for(text):
@@ -232,8 +230,8 @@ def test_markdown_escapes_and_stays_small(rng):
     assert MARKDOWN_BYTES / 2 < len(text) < MARKDOWN_BYTES
 
 
-def test_write_report_puts_every_file_and_names_the_page(rng, tmp_path):
-    url = write_report(str(tmp_path / "run"), render(report(rng)))
+def test_write_report_puts_every_file_and_names_the_page(files, tmp_path):
+    url = write_report(str(tmp_path / "run"), files)
     assert url == stores.join(str(tmp_path / "run"), "report.html")
     assert stores.read_bytes(url).startswith(b"<!doctype html>")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {

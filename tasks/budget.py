@@ -43,14 +43,16 @@ def band_pixel_bytes(bands: Sequence[Band]) -> int:
     return stacked + sum(np.dtype(band.dtype).itemsize for band in bands)
 
 
-def most_pixel_bytes(bands: Sequence[Band] = ()) -> int:
+def most_pixel_bytes(bands: Sequence[Band] = (), num_heads: int = 1) -> int:
     """All that a pixel may take while its image is in work alone, in the hungriest format.
 
-    Decoders have ended when the bands are stacked, so that what is larger of the two counts.
+    Decoders have ended when the bands are stacked and the network gives a label map for each
+    head, so that what is larger of the two counts.
     """
     decoded = sum(np.dtype(band.dtype).itemsize for band in bands)
     stacked = band_pixel_bytes(bands) - decoded + (_KNOWN_BYTES if bands else 0)
-    return MAX_IMAGE_BYTES + decoded + max(0, stacked - MAX_BYTES_PER_PIXEL)
+    further = LABEL_BYTES * (num_heads - 1)
+    return MAX_IMAGE_BYTES + decoded + max(0, stacked + further - MAX_BYTES_PER_PIXEL)
 
 
 class Budget:
@@ -140,21 +142,29 @@ def prefetched(
 
 @cache
 def budgets(
-    memory_budget: int, max_image_pixels: int, max_image_bytes: int, bands: tuple[Band, ...] = ()
+    memory_budget: int,
+    max_image_pixels: int,
+    max_image_bytes: int,
+    bands: tuple[Band, ...] = (),
+    num_heads: int = 1,
 ) -> tuple[Budget, Budget]:
     """The budgets for files and for pixels of a run in this process, the same for all its shards.
 
     A quarter is for files, unless the largest file needs more or the largest image leaves less.
     """
-    spare = memory_budget - _largest_image(max_image_pixels, max_image_bytes, bands)
+    spare = memory_budget - _largest_image(max_image_pixels, max_image_bytes, bands, num_heads)
     files = max(max_image_bytes, min(memory_budget // 4, spare))
     return Budget(files), Budget(memory_budget - files)
 
 
-def least_budget(max_image_pixels: int, max_image_bytes: int, bands: Sequence[Band] = ()) -> int:
+def least_budget(
+    max_image_pixels: int, max_image_bytes: int, bands: Sequence[Band] = (), num_heads: int = 1
+) -> int:
     """The smallest memory budget that holds the largest image allowed, whatever its format."""
-    return _largest_image(max_image_pixels, max_image_bytes, bands) + max_image_bytes
+    return _largest_image(max_image_pixels, max_image_bytes, bands, num_heads) + max_image_bytes
 
 
-def _largest_image(max_image_pixels: int, max_image_bytes: int, bands: Sequence[Band]) -> int:
-    return most_pixel_bytes(bands) * max_image_pixels + FILE_COPIES * max_image_bytes
+def _largest_image(
+    max_image_pixels: int, max_image_bytes: int, bands: Sequence[Band], num_heads: int
+) -> int:
+    return most_pixel_bytes(bands, num_heads) * max_image_pixels + FILE_COPIES * max_image_bytes

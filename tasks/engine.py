@@ -115,7 +115,11 @@ def segment(
             )
 
     files, pixels = budgets(
-        config.memory_budget, config.max_image_pixels, config.max_image_bytes, tuple(bands)
+        config.memory_budget,
+        config.max_image_pixels,
+        config.max_image_bytes,
+        tuple(bands),
+        1 + len(further_classes or {}),
     )
     limit = min(WINDOW_BYTES, files.size // (2 * config.concurrency))
     rows: list[Row] = []
@@ -222,7 +226,7 @@ class _Engine:
         self.advance(len(rows))
         images = [image for image in opened if isinstance(image, _Image)]
         num_images = max(BATCH_IMAGES, self.config.batch_size or 0)
-        most = MAX_IMAGE_BYTES + self.pixel_bytes - PIXEL_BYTES
+        most = MAX_IMAGE_BYTES + self.pixel_bytes - PIXEL_BYTES + self.label_bytes - LABEL_BYTES
         num_pixels = min(BATCH_PIXELS, self.share.budget.size // (4 * most))
         batches = _batches(images, num_images, num_pixels)
         encoding: dict[int, Future[Row]] = {}
@@ -256,8 +260,15 @@ class _Engine:
 
         More than there is only where a store told no sizes; such a batch goes alone.
         """
-        kept = (self.pixel_bytes + self.label_bytes) * sum(image.pixels for image in batch)
-        return min(_decoders_bytes(batch) + kept, self.share.budget.size)
+        return min(_decoders_bytes(batch) + self._kept_bytes(batch), self.share.budget.size)
+
+    def _kept_bytes(self, batch: Sequence[_Image]) -> int:
+        """Of these, what is still needed when the batch is decoded."""
+        return (self.pixel_bytes + self.label_bytes) * sum(image.pixels for image in batch)
+
+    def _give_decoders_bytes(self, batch: Sequence[_Image]) -> None:
+        """Give back what decoding took: of a batch that was given less than it asked for, less."""
+        self.share.give(max(0, self._batch_bytes(batch) - self._kept_bytes(batch)))
 
     def _start_decoding(self, batch: Sequence[_Image]) -> list[Future[DecodedImage | Exception]]:
         return [_DECODING.submit(self._decode, image) for image in batch]
@@ -289,10 +300,10 @@ class _Engine:
         pairs = zip(batch, (job.result() for job in jobs), strict=True)
         if self.networks.take_one_by_one(batch[0].pixels):
             begun = [(found, self._begin(image, found)) for image, found in pairs]
-            self.share.give(_decoders_bytes(batch))
+            self._give_decoders_bytes(batch)
             return begun
         decoded = list(pairs)
-        self.share.give(_decoders_bytes(batch))
+        self._give_decoders_bytes(batch)
         good = {i.entry.key: f.pixels for i, f in decoded if isinstance(f, DecodedImage)}
         said = iter(self.networks.together(good))
         outcomes = [f if isinstance(f, Exception) else next(said) for _, f in decoded]

@@ -11,13 +11,18 @@ the same as fields for programs.
 
 import json
 import os
+from contextlib import suppress
 from typing import Any
 from urllib.request import Request, urlopen
 
+import httpx
 from prefect.blocks.system import Secret
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.utilities.urls import url_for
 
 from tasks import stores
@@ -41,13 +46,15 @@ def notify(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Post how a run has ended: a hook for completion, failure and crash.
 
     Runs within another run are not told of; the outer one is. A webhook that fails costs a
-    warning, never the run.
+    warning, never the run. Of a crash the server's word counts, which `tasks.settle` may have
+    changed: a run that crashed while it was being cancelled ends as cancelled.
     """
     if flow_run.parent_task_run_id is not None:
         return
     try:
         if url := _webhook_url():
-            _post(url, summary(flow, flow_run, state))
+            ended = _final_state(flow_run, state) if state.is_crashed() else state
+            _post(url, summary(flow, flow_run, ended))
             flow_run_logger(flow_run, flow).info("the webhook was told")
     except Exception as error:  # noqa: BLE001 - the run has ended as it has
         # Not the error's text, which may hold the URL; the code is that of an HTTP answer.
@@ -85,6 +92,17 @@ def summary(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> dict[
         "counts": counts,
         "url": url,
     }
+
+
+def _final_state(flow_run: FlowRun, state: State[Any]) -> State[Any]:
+    """The final state that the server knows, else the one that the hook was given."""
+    # A client that asks again waits for minutes; a crash is told also where the server is away.
+    once = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
+    with suppress(httpx.HTTPError, ObjectNotFound), once, get_client(sync_client=True) as client:
+        known = client.read_flow_run(flow_run.id).state
+        if known and known.is_final():
+            return known
+    return state
 
 
 def _counts(state: State[Any]) -> dict[str, int] | None:

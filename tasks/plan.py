@@ -63,11 +63,12 @@ def plan_run(collection_url: str, model_url: str, output_url: str, config: Predi
         CheckpointError: a model file that cannot be used.
         BackendError: a backend that is not installed, or not for this device or precision.
         DeviceError: a device this machine does not have.
-        ValueError: the largest image allowed, with the model's bands, is above the memory budget.
+        ValueError: the largest image allowed, with the model's bands and the masks of its heads,
+            is above the memory budget.
     """
     stores.require_no_credentials(collection_url, output_url)
     model = _model_card(model_url, output_url, config)
-    config.require_room(model.bands)
+    config.require_room(model.bands, 1 + len(model.further_classes))
     require_writable = cache(stores.require_writable)  # once, however many turns there are
     while True:
         runs = [manifests.read(output_url, run) for run in manifests.runs(output_url)]

@@ -209,15 +209,20 @@ class PredictConfig(BaseModel):
         self.require_room()
         return self
 
-    def require_room(self, bands: Sequence[Band] = ()) -> None:
-        """Find out whether the memory budget holds the largest image allowed, with its bands.
+    def require_room(self, bands: Sequence[Band] = (), num_heads: int = 1) -> None:
+        """Find out whether the memory budget holds the largest image allowed.
+
+        Args:
+            bands: Of the image, besides its colours.
+            num_heads: Of the model, each of which gives it a label map.
 
         Raises:
             ValueError: it does not.
         """
-        least = least_budget(self.max_image_pixels, self.max_image_bytes, bands)
+        least = least_budget(self.max_image_pixels, self.max_image_bytes, bands, num_heads)
         if self.memory_budget < least:
             seen = f" with the bands {', '.join(band.name for band in bands)}" if bands else ""
+            seen += f" and masks of {num_heads} heads" if num_heads > 1 else ""
             raise ValueError(
                 f"memory_budget={self.memory_budget:,} bytes; an image of "
                 f"max_image_pixels={self.max_image_pixels:,}{seen} from a file of "

@@ -110,6 +110,15 @@ def test_least_budget_holds_the_largest_file_and_the_largest_image() -> None:
     assert files.size == 10 * least // 4
 
 
+def test_the_largest_image_takes_more_with_many_heads() -> None:
+    assert most_pixel_bytes(num_heads=7) == most_pixel_bytes()  # 6 * 5, below a decoder's 32
+    assert most_pixel_bytes(num_heads=9) == most_pixel_bytes() + 8 * 5 - 32
+    least = least_budget(1_000_000, 10_000_000, num_heads=9)
+    assert least == least_budget(1_000_000, 10_000_000) + 8_000_000
+    files, pixels = budgets(least, 1_000_000, 10_000_000, num_heads=9)
+    assert (files.size, files.size + pixels.size) == (10_000_000, least)
+
+
 def test_the_largest_image_takes_more_with_bands() -> None:
     near, depth, height = (
         Band(name, dtype, 0, 1)

@@ -4,6 +4,9 @@ from collections.abc import Iterator
 import pytest
 from prefect import flow
 from prefect.blocks.system import Secret
+from prefect.client.orchestration import get_client
+from prefect.runtime import flow_run
+from prefect.states import Cancelling
 
 from tasks import notify
 from tasks.hooks import HOOKS
@@ -79,6 +82,22 @@ def test_a_crashed_run_is_told(receiver):
     with pytest.raises(KeyboardInterrupt):
         failing(crash=True)
     assert [told["state"] for told in receiver.bodies] == ["Crashed"]
+
+
+def test_a_run_that_crashed_while_it_was_being_cancelled_is_told_as_it_ended(receiver):
+    @flow(name="cancelled", **HOOKS)
+    def cancelled() -> None:
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(flow_run.id, Cancelling(), force=True)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cancelled()
+    [told] = receiver.bodies
+    with get_client(sync_client=True) as client:
+        ended = client.read_flow_run(told["run_id"]).state
+    assert (told["state"], told["message"]) == ("Cancelled", ended.message)
+    assert ended.name == "Cancelled"
 
 
 def test_a_run_within_another_is_not_told(receiver, caplog):

@@ -62,6 +62,15 @@ def test_budget_must_hold_the_largest_image_with_its_bands() -> None:
     PredictConfig().require_room(bands)  # the default holds what is allowed by default
 
 
+def test_budget_must_hold_the_largest_image_with_the_masks_of_all_heads() -> None:
+    limits = {"max_image_pixels": 1_000_000, "max_image_bytes": 5_000_000}
+    config = PredictConfig.model_validate(
+        {"memory_budget": least_budget(*limits.values()), **limits}
+    )
+    with pytest.raises(ValueError, match=r"1,000,000 and masks of 9 heads .* 68,000,000"):
+        config.require_room(num_heads=9)
+
+
 def test_budget_changes_no_row() -> None:
     digests = {
         run_digest("0" * 64, PredictConfig(device="cpu", memory_budget=budget << 30))

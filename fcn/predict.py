@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +23,6 @@ from fcn.classes import Classes
 from fcn.device import Precision, autocast
 from fcn.errors import BackendError, ScoresNotFinite
 from fcn.streams import Streams, on_gpu
-from fcn.winners import winners
 
 TILE_SIZE = 1024
 """Side in pixels of the tiles that larger images are cut into."""
@@ -34,11 +34,8 @@ MAX_SCORES = 84_000_000
 """Pixels times classes of an image that runs whole: 336 MB of scores, 4 MP at 21 classes."""
 
 MAX_WHOLE_SIDE = 8192
-"""Pixels of the longer side of an image that runs whole: what upsamples it is a matrix of 34 MB at
-stride 8, which grows with the square of the side."""
-
-STRIP_ROWS = 24
-"""Rows that a CPU upsamples and reads off together: 1 MB of scores at 500 pixels and 21 classes."""
+"""Pixels of the longer side of an image that runs whole: without a fused kernel, what upsamples
+it is a matrix of 34 MB at stride 8, which grows with the square of the side."""
 
 
 Item = TypeVar("Item")
@@ -67,6 +64,7 @@ class Predictor:
     of equal size run together, and the next ones are on their way there meanwhile
     (`fcn.streams`). What a CPU says of an image depends on the image, the backend, the kind of
     processor and the number of torch's threads (which divide the sums), and on nothing else.
+    Its first predictor compiles a kernel, which is kept for later processes (`fcn.fused_cpu`).
 
     Args:
         model: a trained model.
@@ -116,6 +114,8 @@ class Predictor:
             self._streams = Streams(self.net, model.input, sizes)
         else:
             self.net = model.net.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+            # Here, for it imports Numba, and compiles where that has not been done before.
+            self._fused = import_module("fcn.fused_cpu").fused_winners
         self.batch_size = 1 if self.device.type == "cpu" else batch_size or 8
         self.tile_size = tile_size
 
@@ -256,22 +256,14 @@ class Predictor:
     ) -> tuple[list[np.ndarray], Tensor]:
         """Winning classes in a window, and the sums of their probabilities.
 
-        Label maps ``N x H x W`` of each of K heads, and float64 ``K x N`` on the CPU.
-
-        The scores of all pixels are never in memory, only those of a strip of rows.
+        Label maps ``N x H x W`` of each of K heads, and float64 ``K x N``.
         """
         upscore = self.net.upscore
         window = upscore.crop + top, upscore.crop + left, height, width
-        labels = self._empty(len(score), height, width)
-        sums = torch.zeros(len(labels), len(score), dtype=torch.float64, device=self.device)
         sizes = [len(classes) for classes in self.model.all_classes]
-        for number, scores in enumerate(upscore.strips(score, *window, STRIP_ROWS)):
-            rows = slice(number * STRIP_ROWS, (number + 1) * STRIP_ROWS)
-            for head, part in enumerate(torch.split(scores.float(), sizes, dim=1)):
-                winner, certain = winners(part)
-                sums[head] += certain
-                labels[head][:, rows] = winner.cpu().numpy()
-        return labels, sums.cpu()
+        heads = torch.split(score, sizes, dim=1)
+        labels, sums = zip(*(self._fused(upscore, head, *window) for head in heads), strict=True)
+        return list(labels), torch.from_numpy(np.stack(sums))
 
     def _empty(self, *shape: int) -> list[np.ndarray]:
         """Label maps of each head, yet to be filled."""

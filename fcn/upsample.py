@@ -1,17 +1,12 @@
 """Bilinear upsampling of score maps, placed to the pixel."""
 
 from collections.abc import Iterator
-from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fcn.geometry import CoordinateMap
-
-KEPT_BYTES = 4 << 20
-"""Of weights that a CPU keeps for a size, at most: those of 2,896 pixels at stride 8."""
 
 
 def bilinear_kernel(factor: int, centre: float, size: int) -> Tensor:
@@ -86,15 +81,14 @@ class Upscore(nn.Module):
         """A window of the upsampled map, ``num_rows`` rows at a time: ``N x C x num_rows x width``.
 
         All strips together are ``self(score)[..., top : top + height, left : left + width]``. With
-        fixed kernels a strip is made from the few coarse rows that it lies on, so that it can be
-        read and dropped while the processor still has it in its cache.
+        fixed kernels a strip is made from the few coarse rows that it lies on.
         """
         if self.weight is not None:
             window = self(score)[..., top : top + height, left : left + width]
             yield from torch.split(window, num_rows, dim=2)
             return
-        rows = self._kept(score.shape[2], score)[top : top + height]
-        columns = self._kept(score.shape[3], score)[left : left + width]
+        rows = self._matrix(score.shape[2], score)[top : top + height]
+        columns = self._matrix(score.shape[3], score)[left : left + width]
         wide = score.permute(2, 0, 1, 3) @ columns.T  # h x N x C x width
         flat = wide.reshape(len(wide), -1)
         for weight in torch.split(rows, num_rows):
@@ -103,41 +97,19 @@ class Upscore(nn.Module):
             strip = weight[:, first:last] @ flat[first:last]
             yield strip.view(-1, *wide.shape[1:]).permute(1, 2, 0, 3)
 
-    def _kept(self, cells: int, like: Tensor) -> Tensor:
-        """`_matrix`, which on a CPU is kept for the sizes used last; not to be changed."""
-        num_bytes = self.factor * cells**2 * like.element_size()
-        if like.device.type != "cpu" or num_bytes > KEPT_BYTES:  # a GPU might record a graph
-            return self._matrix(cells, like)
-        return _matrix_of(
-            cells, like.dtype, self.border, self.factor, self.kernel_size, self.centre
-        )
-
     def _matrix(self, cells: int, like: Tensor) -> Tensor:
         """The weight of every coarse cell in every fine one, ``(factor * cells + …) x cells``."""
-        return _matrix(cells, like, self.border, self.factor, self.kernel_size, self.centre)
-
-
-def _matrix(
-    cells: int, like: Tensor, border: int, factor: int, kernel_size: int, centre: float
-) -> Tensor:
-    """`Upscore._matrix` of the numbers that it follows from."""
-    coarse = torch.arange(-border, cells + border, device=like.device)
-    # len() is a plain number, which an exported network would keep for images of any size.
-    size = factor * (coarse.shape[0] - 1) + kernel_size
-    fine = torch.arange(size, device=like.device)
-    place = factor * (coarse + border) + centre
-    weight = (1 - (fine[:, None] - place).abs() / factor).clamp(min=0)
-    matrix = weight[:, border : border + cells].clone()
-    if border:
-        matrix[:, 0] += weight[:, 0]
-        matrix[:, -1] += weight[:, -1]
-    return matrix.to(like.dtype)
-
-
-@lru_cache(maxsize=16)  # an image of 4 megapixels has two, of 2 MB
-def _matrix_of(cells: int, dtype: torch.dtype, *numbers: Any) -> Tensor:
-    with torch.inference_mode(False), torch.no_grad():
-        return _matrix(cells, torch.empty(0, dtype=dtype), *numbers)
+        coarse = torch.arange(-self.border, cells + self.border, device=like.device)
+        # len() is a plain number, which an exported network would keep for images of any size.
+        size = self.factor * (coarse.shape[0] - 1) + self.kernel_size
+        fine = torch.arange(size, device=like.device)
+        place = self.factor * (coarse + self.border) + self.centre
+        weight = (1 - (fine[:, None] - place).abs() / self.factor).clamp(min=0)
+        matrix = weight[:, self.border : self.border + cells].clone()
+        if self.border:
+            matrix[:, 0] += weight[:, 0]
+            matrix[:, -1] += weight[:, -1]
+        return matrix.to(like.dtype)
 
 
 def fit(fine: Tensor, crop: int, height: int, width: int) -> Tensor:

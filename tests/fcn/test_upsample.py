@@ -2,7 +2,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from fcn import upsample
 from fcn.geometry import CoordinateMap
 from fcn.upsample import Upscore, bilinear_kernel, fit
 
@@ -77,17 +76,6 @@ def test_strips_make_up_the_window(
         assert all(strip.shape[2] <= num_rows for strip in strips)
         expected = up(score)[..., top : top + height, left : left + width]
         torch.testing.assert_close(torch.cat(strips, dim=2), expected)
-
-
-def test_weights_are_kept_for_small_maps_only() -> None:
-    up = Upscore(1, VGG, PIXEL, replicate_border=True)
-    upsample._matrix_of.cache_clear()
-    for _ in range(2):
-        for cells in (5, 7, 363):
-            list(up.strips(torch.randn(1, 1, 5, cells), 0, 0, 8, 8, 8))
-    found = upsample._matrix_of.cache_info()
-    assert found.currsize == 2  # 5 and 7: 363 cells are 2,904 pixels, of 4.2 MB
-    assert found.misses == 2
 
 
 def test_upsampling_needs_a_finer_target() -> None:

@@ -21,7 +21,7 @@ def test_labels_and_probabilities_are_those_of_softmax(num_classes: int, scale: 
 
     labels, sums = winners(scores.clone())
 
-    assert labels.dtype == (torch.uint8 if num_classes <= 256 else torch.int32)
+    assert labels.dtype == (torch.uint8 if num_classes <= 256 else torch.int64)
     assert torch.equal(labels.long(), expected)
     assert sums.dtype == torch.float64
     torch.testing.assert_close(sums, share, rtol=1e-6, atol=0)

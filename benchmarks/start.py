@@ -38,13 +38,12 @@ import sys, time
 model_file, image_file, backend = sys.argv[1:]
 times = []
 import fcn
-from fcn.images import decode_image
-import fcn.predict
 times.append(time.time())
 model = fcn.load(model_file)
 times.append(time.time())
 predictor = fcn.Predictor(model, device="cpu", backend=backend)
 times.append(time.time())
+from fcn.images import decode_image
 with open(image_file, "rb") as file:
     predictor.predict([decode_image(file.read()).pixels])
 times.append(time.time())
@@ -55,7 +54,7 @@ Steps = list[float]
 
 
 def library(model: Path, image: Path, backend: str) -> Steps:
-    """Seconds until imports, model, predictor and labels are there, since the process began."""
+    """Seconds until import, model, predictor and labels are there, since the process began."""
     start = time.time()
     words = [sys.executable, "-c", LIBRARY, str(model), str(image), backend]
     done = subprocess.run(words, check=True, capture_output=True, text=True)
@@ -98,10 +97,11 @@ def measure(folder: Path, nets: Sequence[str], rounds: int) -> list[str]:
 HEAD = """# Start: from a new Python to the first image's labels
 
 FCN-8s, 21 classes, one JPEG of 500 x 375. Seconds since the process began, by the clock, until
-a step is over: medians of rounds, with the smallest and the largest. What is told is explained
-in `benchmarks/start.py`.
+a step is over: medians of rounds, with the smallest and the largest. `fcn.load` imports PyTorch
+while it reads and hashes the model file, and so does the command. What is told is explained in
+`benchmarks/start.py`.
 
-| what | trunk | imports | model | predictor | labels, or the end |
+| what | trunk | `import fcn` | model | predictor | labels, or the end |
 |---|---|---|---|---|---|"""
 
 

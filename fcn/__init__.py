@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from fcn.averaging import AveragedPredictor
     from fcn.bands import Band, decode_band
     from fcn.boundary import boundary_f1
-    from fcn.checkpoint import Model, load, save
+    from fcn.checkpoint import Model, save
     from fcn.classes import IGNORE_INDEX, Classes
     from fcn.errors import FcnError
     from fcn.input import InputSpec
+    from fcn.loading import load
     from fcn.masks import decode_mask, encode_mask
     from fcn.metrics import Scores, confusion
     from fcn.model import FCN
@@ -51,10 +52,11 @@ _HOMES = {
     "averaging": ("AveragedPredictor",),
     "bands": ("Band", "decode_band"),
     "boundary": ("boundary_f1",),
-    "checkpoint": ("Model", "load", "save"),
+    "checkpoint": ("Model", "save"),
     "classes": ("IGNORE_INDEX", "Classes"),
     "errors": ("FcnError",),
     "input": ("InputSpec",),
+    "loading": ("load",),
     "masks": ("decode_mask", "encode_mask"),
     "metrics": ("Scores", "confusion"),
     "model": ("FCN",),

@@ -20,16 +20,19 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
-from fcn.backends import Backend
+import fcn
 from fcn.bands import EXTENSIONS, Band, decode_stacked
-from fcn.checkpoint import Model, load
 from fcn.draw import jpeg_bytes, overlay
 from fcn.errors import FcnError, MissingBand
 from fcn.images import decode_image
 from fcn.masks import encode_mask
-from fcn.predict import Predictor
+from fcn.options import Backend
+
+if TYPE_CHECKING:
+    from fcn.checkpoint import Model
+    from fcn.predict import Predictor
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +49,7 @@ def _predict(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     if clash:
         parser.error(clash)
     try:
-        predictor = Predictor(model, device=options.device, backend=options.backend)
+        predictor = fcn.Predictor(model, device=options.device, backend=options.backend)
         folders = _band_folders(options.band, predictor)
         for band in predictor.bands:
             places = [_band_folder(path, band.name, folders) for path in options.images]
@@ -79,9 +82,9 @@ def _export(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     return 0
 
 
-def _load(path: Path, parser: argparse.ArgumentParser) -> Model:
+def _load(path: Path, parser: argparse.ArgumentParser) -> "Model":
     try:
-        return load(path)
+        return fcn.load(path)
     except FcnError as error:
         parser.error(f"{path}: {error}")
     except OSError as error:
@@ -148,7 +151,7 @@ def _targets(path: Path, out: Path, head: str = "") -> tuple[Path, Path]:
     return out / f"{name}.png", out / f"{name}-overlay.jpg"
 
 
-def _band_folders(given: Sequence[str], predictor: Predictor) -> dict[str, Path]:
+def _band_folders(given: Sequence[str], predictor: "Predictor") -> dict[str, Path]:
     """The folders that ``--band`` gives, by band.
 
     Raises:
@@ -189,7 +192,7 @@ def _bands(path: Path, bands: Sequence[Band], folders: Mapping[str, Path]) -> di
     return found
 
 
-def _segment(path: Path, predictor: Predictor, out: Path, folders: Mapping[str, Path]) -> bool:
+def _segment(path: Path, predictor: "Predictor", out: Path, folders: Mapping[str, Path]) -> bool:
     """Writes masks and overlays of one image; reports why not."""
     written = []
     try:

@@ -24,8 +24,8 @@ from fcn.checkpoint import Model
 from fcn.device import Precision, find_device
 from fcn.errors import BackendError
 from fcn.layers import to_layers, to_layers_and_weights
+from fcn.options import Backend as Backend  # noqa: PLC0414 - others take it from here
 
-Backend = Literal["auto", "torch", "onnxruntime", "openvino"]
 RunsOn = Literal["torch", "onnxruntime", "openvino"]
 """What "auto" can stand for."""
 

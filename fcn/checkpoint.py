@@ -1,11 +1,10 @@
 """Model files that describe themselves: safetensors with a JSON card, no code inside."""
 
 import contextlib
-import hashlib
 import json
 import struct
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +29,7 @@ from fcn.classes import Classes, check_head_name
 from fcn.errors import CheckpointError
 from fcn.input import InputSpec
 from fcn.light import Uninitialised
+from fcn.loading import weights_digest
 from fcn.model import FCN
 from fcn.trunks import Backbone, Geometry
 
@@ -151,12 +151,12 @@ def to_bytes(model: Model) -> bytes:
         ranges=None if model.ranges is None else dict(model.ranges),
     )
     tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
-    card = card.model_copy(update={"sha256": _weights_digest(save_tensors(tensors))})
+    card = card.model_copy(update={"sha256": weights_digest(save_tensors(tensors))})
     return save_tensors(tensors, {CARD_KEY: card.model_dump_json()})
 
 
 def save(model: Model, file: str | Path | BinaryIO) -> None:
-    """Write a model file that `load` reads."""
+    """Write a model file that `fcn.load` reads."""
     data = to_bytes(model)
     if isinstance(file, str | Path):
         Path(file).write_bytes(data)
@@ -164,22 +164,12 @@ def save(model: Model, file: str | Path | BinaryIO) -> None:
         file.write(data)
 
 
-def load(file: bytes | str | Path | BinaryIO) -> Model:
-    """Read a model file of ours. No code from the file is run.
+def model_of(data: bytes, digest: Future[str]) -> Model:
+    """The model of a file's bytes (`fcn.loading.load`), whose `weights_digest` is on its way.
 
     Raises:
-        CheckpointError: The bytes are no safetensors file, hold no card of ours, or their
-            weights do not fit the architecture on the card or are not those that were saved.
-        OSError: The file cannot be opened.
+        CheckpointError: as `load` does.
     """
-    data = file_bytes(file)
-    with ThreadPoolExecutor(1) as beside:  # hashing takes longest, and lets the interpreter go
-        digest = beside.submit(_weights_digest, data)
-        return _load(data, digest)
-
-
-def _load(data: bytes, digest: Future[str]) -> Model:
-    """`load` of a file's bytes, whose digest is on its way."""
     tensors, metadata = read_safetensors(data)
     card = _read_card(metadata)
     try:
@@ -250,12 +240,6 @@ def check_fit(net: FCN, tensors: Mapping[str, Tensor]) -> None:
             raise CheckpointError(f"{name} holds {tensor.dtype}, expected {own[name].dtype}")
 
 
-def _weights_digest(data: bytes) -> str:
-    """SHA-256 of what follows the header of a safetensors file."""
-    (size,) = struct.unpack_from("<Q", data)
-    return hashlib.sha256(memoryview(data)[8 + size :]).hexdigest()
-
-
 def is_safetensors(data: bytes) -> bool:
     """The bytes begin as a safetensors file does: a length within them, and JSON."""
     return int.from_bytes(data[:8], "little") + 8 <= len(data) and data[8:9] == b"{"
@@ -310,19 +294,6 @@ def check_sees_images(model: Model) -> None:
             f"images are RGB, but the model sees {model.net.in_channels} channels and names no "
             "bands; give its InputSpec bands, or call model.net on tensors"
         )
-
-
-def file_bytes(file: bytes | str | Path | BinaryIO) -> bytes:
-    """The bytes of a file, however it is given.
-
-    Raises:
-        OSError: The file cannot be opened.
-    """
-    if isinstance(file, bytes):
-        return file
-    if isinstance(file, str | Path):
-        return Path(file).read_bytes()
-    return file.read()
 
 
 def shape_text(shape: torch.Size | None) -> str:

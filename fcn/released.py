@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from fcn.caffemodel import read_caffemodel
-from fcn.checkpoint import file_bytes, shape_text
+from fcn.checkpoint import shape_text
 from fcn.errors import CheckpointError
+from fcn.loading import file_bytes
 from fcn.model import AT_ONCE, FCN
 from fcn.state_dicts import read_state_dict
 from fcn.upsample import Upscore, bilinear_kernel

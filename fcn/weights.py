@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torchvision.models import get_weight
 
 from fcn.caffemodel import looks_like_caffemodel, read_caffemodel
-from fcn.checkpoint import CARD_KEY, is_safetensors, load, read_safetensors, shape_text
+from fcn.checkpoint import CARD_KEY, is_safetensors, read_safetensors, shape_text
 from fcn.classes import Classes
 from fcn.errors import CheckpointError
 from fcn.input import CAFFE, NYUD_COLOR_HHA, RELEASE, TORCHVISION, InputSpec
+from fcn.loading import load
 from fcn.model import FCN
 from fcn.released import fitted, is_released, released_names, released_net
 from fcn.squeezenet import holds_arrays, read_squeezenet

@@ -17,9 +17,26 @@ import sys
 import numpy as np
 import fcn
 import fcn.__main__
+assert "torch" not in sys.modules
 model = fcn.load(sys.argv[1])
 fcn.Predictor(model, device="cpu").predict([np.zeros((40, 50, 3), np.uint8)])
 assert "torch._dynamo" not in sys.modules
+"""
+
+WHILE_READING = """
+import pathlib, sys, time
+import fcn
+
+class File:
+    def read(self):
+        assert "torchvision" not in sys.modules, "read after the imports"
+        end = time.monotonic() + 60
+        while "torch" not in sys.modules:
+            assert time.monotonic() < end, "no import while the file is read"
+            time.sleep(0.001)
+        return pathlib.Path(sys.argv[1]).read_bytes()
+
+fcn.load(File())
 """
 
 STAND_IN = """
@@ -78,6 +95,12 @@ def test_torchvision_comes_without_the_compiler_which_comes_when_it_is_used() ->
 def test_from_a_model_file_to_labels_no_compiler_is_imported(tmp_path: Path, backbone) -> None:
     fcn.save(varied_model(backbone, 3, 16), tmp_path / "model")
     subprocess.run([sys.executable, "-c", START, tmp_path / "model"], check=True, timeout=200)
+
+
+def test_the_imports_go_on_while_a_model_file_is_read(tmp_path: Path) -> None:
+    fcn.save(varied_model("squeezenet1_1", 3, 16), tmp_path / "model")
+    code = [sys.executable, "-c", WHILE_READING, tmp_path / "model"]
+    subprocess.run(code, check=True, timeout=200)
 
 
 def test_weights_stay_as_they_are_where_they_are_not_initialised() -> None:

@@ -47,7 +47,7 @@ format: $(INSTALLED) ## Put the code into the one style
 ui: $(INSTALLED) ## Serve the Prefect UI with a worker and the deployments (PORT=4200)
 	@PORT=$(PORT) $(BIN)/python deployments/ui.py
 
-bench: $(INSTALLED) ## Measure prediction, start, parts, sizes, growth, listing, training (18 minutes)
+bench: $(INSTALLED) ## Measure prediction, start, parts, sizes, growth, listing, training (20 minutes)
 	rm -rf work/bench
 	@timed() { \
 		begun=$$(date +%s); name=$$1; \

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import sqlite3
@@ -47,7 +48,7 @@ def script(port):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, prefect_server):
     """The checkout after all of it; and what was said."""
     place = tmp_path_factory.mktemp("operating")
     for name in ("deployments", "pyproject.toml", "constraints.txt"):
@@ -62,8 +63,11 @@ def place(tmp_path_factory):
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "PREFECT_HOME": str(place / "home"),
         "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_WORKER_QUERY_SECONDS": "1",  # 10 by default, which the run would wait
         "PYTHONPATH": str(ROOT),
     }
+    (place / "home").mkdir()
+    shutil.copyfile(prefect_server, place / "home" / "prefect.db")
     with (place / "said").open("w", encoding="utf-8") as said:
         shell = subprocess.Popen(
             ["bash", "-c", script(port)],

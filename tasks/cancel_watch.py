@@ -20,9 +20,11 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled
+
+from tasks.urls import redact_text
 
 LOOK = 15.0
 """Seconds between two looks at the run's state."""
@@ -54,6 +56,7 @@ def watch_for_cancel() -> None:
 
 def _watch(run: FlowRun) -> None:
     seen: float | None = None
+    told: set[type[Exception]] = set()
     # A client that asks again waits up to two minutes for its turn; here the next look will do.
     once = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
     with once, get_client(sync_client=True) as client:
@@ -66,10 +69,28 @@ def _watch(run: FlowRun) -> None:
                     seen = time.monotonic()
                 elif time.monotonic() - seen >= PATIENCE:
                     _end(client, run)
-            except httpx.HTTPError:  # the server is away
-                continue
             except ObjectNotFound:  # somebody has deleted the run
                 return
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next look may do
+                if type(error) not in told:
+                    told.add(type(error))
+                    _tell(error)
+
+
+def _tell(error: Exception) -> None:
+    """Say that a look failed; with the traceback where neither server nor network explain it.
+
+    A server that is away raises an `httpx.HTTPError` or an `OSError`, a proxy that answers in
+    its place a ValueError, or what Prefect makes of it.
+    """
+    foreseen = (httpx.HTTPError, OSError, ValueError, PrefectException)
+    _log.warning(
+        "not known whether this run was cancelled (%s: %s); looking again every %.0f s",
+        type(error).__name__,
+        redact_text(str(error)),
+        LOOK,
+        exc_info=None if isinstance(error, foreseen) else error,
+    )
 
 
 def _is_cancelled(client: SyncPrefectClient, run: FlowRun) -> bool:

@@ -5,6 +5,7 @@ and comparing go by whole pages; memory holds a page of each stream, not the str
 """
 
 import tempfile
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -143,8 +144,7 @@ class _Head:
         if self.last <= bound:
             self._show(None)
             return page
-        is_below: Any = pc.less_equal(page["key"], pa.scalar(bound, pa.string()))
-        count = pc.sum(is_below).as_py()
+        count = bisect_right(page["key"], bound, key=pa.StringScalar.as_py)
         self._show(page.slice(count))
         return page.slice(0, count) if count else None
 

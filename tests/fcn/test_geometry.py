@@ -14,6 +14,7 @@ from fcn.trunks import TRUNKS, linear_head
 
 SIZES = [(640, 640), (375, 500), (501, 333), (360, 480), (97, 131)]
 SYSTEMS = [(name, stride) for name, row in TRUNKS.items() for stride in row.nodes]
+CELLS: dict[tuple[str, int], int] = {}
 REFERENCE = [(name, s) for name, s in SYSTEMS if TRUNKS[name].head is linear_head]
 
 
@@ -70,9 +71,12 @@ def _even(taps: tuple[Tensor, Tensor]) -> list[Tensor]:
 
 
 def _num_cells(layer: nn.Module, size: int) -> int:
-    """Cells that the real layer makes of ``size``, on one axis."""
+    """Cells that the real layer makes of ``size``, on one axis; layers alike are asked once."""
     channels = layer.in_channels if isinstance(layer, nn.Conv2d) else 1
-    return int(layer(torch.empty(1, channels, size, size, device="meta")).shape[-1])
+    asked = repr(layer), size
+    if asked not in CELLS:
+        CELLS[asked] = layer(torch.empty(1, channels, size, size, device="meta")).shape[-1]
+    return CELLS[asked]
 
 
 def extended(x: Tensor, before: int, after: int) -> Tensor:

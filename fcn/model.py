@@ -1,4 +1,21 @@
-"""The fully convolutional network of Long, Shelhamer and Darrell."""
+"""The fully convolutional network of Long, Shelhamer and Darrell.
+
+Their figure 3, FCN-8s on VGG16, in the names of this module:
+
+    image ── trunk ──┬── pool3 ─────┬── pool4 ─────┬── pool5
+                     │ 1/8          │ 1/16         │ 1/32
+                     │              │             head            fc6, fc7
+                     │              │             score_fr
+                     │              │              │ 1/32
+                     │          score_pool ─ + ─ upscore2         fuse["16"]
+                     │                       │ 1/16
+                 score_pool ────── + ─── upscore2                 fuse["8"]
+                                   │ 1/8
+                                upscore ── crop ── scores 1/1
+
+FCN-16s ends after the first sum and FCN-32s before it, with an upscore of 16 and of 32. Other
+trunks have other maps in the places of the pools (`fcn.trunks`).
+"""
 
 import operator
 from collections.abc import Iterator, Mapping, Sequence

@@ -23,7 +23,7 @@ ZIP, PICKLE = b"PK\x03\x04", b"\x80"
 _WITHIN = ("model_state_dict", "state_dict", "model")
 """Where training checkpoints keep the state dict of their network."""
 
-_ERRORS = (
+ERRORS = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
     zlib.error,
@@ -78,7 +78,7 @@ def _unpickled(data: bytes) -> dict[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice to whoever wrote the file
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except _ERRORS as error:
+    except ERRORS as error:
         reason = str(error).partition("\n")[0]
         raise CheckpointError(f"not a readable state dict of PyTorch: {reason}") from error
     for name in _WITHIN:

@@ -88,12 +88,16 @@ def linear_head(net: nn.Module) -> nn.Sequential:
 
 
 def dropout_head(net: nn.Module) -> nn.Sequential:
-    """The dropout before the classifier's last layer (SqueezeNet, MobileNet, GoogLeNet)."""
-    return nn.Sequential(*(m for m in net.modules() if isinstance(m, nn.Dropout)))
+    """The dropout before the classifier's last layer (SqueezeNet, GoogLeNet).
+
+    It is the last of the network: GoogLeNet's auxiliary classifiers have others before it.
+    """
+    *_, last = (layer for layer in net.modules() if isinstance(layer, nn.Dropout))
+    return nn.Sequential(last)
 
 
 def plain_head(_: nn.Module) -> nn.Sequential:
-    """Nothing: a pooled classifier (ResNet, RegNet) scores its last map directly."""
+    """Nothing: a pooled classifier (ResNet, RegNet, MobileNet) scores its last map directly."""
     return nn.Sequential()
 
 

@@ -4,11 +4,13 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.hub import get_dir
 from torchvision.models import get_weight
 
 from fcn.caffemodel import looks_like_caffemodel, read_caffemodel
@@ -20,7 +22,7 @@ from fcn.loading import load
 from fcn.model import FCN
 from fcn.released import fitted, is_released, released_names, released_net
 from fcn.squeezenet import holds_arrays, read_squeezenet
-from fcn.state_dicts import PICKLE, ZIP, read_state_dict
+from fcn.state_dicts import ERRORS, PICKLE, ZIP, read_state_dict
 from fcn.trunks import TRUNKS, classifier, first_convolution
 
 InitClasses = Literal["same", "by_name"]
@@ -156,11 +158,13 @@ def _from_imagenet(net: FCN) -> Transplant:
         )
     weights = get_weight(name)
     try:
-        state = weights.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except ERRORS as error:
+        reason = str(error).partition("\n")[0]
         raise CheckpointError(
-            f"torchvision's ImageNet weights of {net.backbone} cannot be had from {weights.url}: "
-            f"{error}; give init='none', or a file"
+            f"torchvision's ImageNet weights of {net.backbone} cannot be had from {weights.url}, "
+            f"or from {Path(get_dir(), 'checkpoints')}, where a download is kept: {reason}; remove "
+            "a damaged file there, or give init='none', or a file"
         ) from error
     return _from_classifier(net, state)
 

@@ -150,6 +150,16 @@ def test_the_last_map_of_a_mobilenet_is_what_its_classifier_sees(name: str) -> N
     assert_equal_logits(net.classifier(fine.mean(dim=(2, 3))), net(image))
 
 
+@pytest.mark.parametrize("name", TRUNKS)
+def test_a_head_has_the_dropout_of_the_classifiers_own_last_layers(name: str) -> None:
+    """VGG's and AlexNet's two of 0.5 (fc6, fc7); the one before GoogLeNet's and SqueezeNet's."""
+    with torch.device("meta"):
+        head = TRUNKS[name].head(classifier(name))
+    expected = {"googlenet": [0.2], "squeezenet1_1": [0.5]}.get(name, [])
+    found = [layer.p for layer in head.modules() if isinstance(layer, nn.Dropout)]
+    assert found == ([0.5, 0.5] if name in LINEAR else expected)
+
+
 def test_every_trunk_is_proven_above() -> None:
     assert {*LINEAR, *AVERAGED, *GATED, "squeezenet1_1"} == set(TRUNKS)
 

@@ -20,6 +20,7 @@ from fcn.input import CAFFE, TORCHVISION
 from fcn.trunks import classifier
 from fcn.weights import transplant
 from tests.fcn.scenes import CLASSES
+from tests.fcn.test_state_dicts import Written
 
 
 def reader(data: bytes):  # type: ignore[no-untyped-def]
@@ -281,3 +282,16 @@ def test_a_source_with_other_heads_is_refused() -> None:
     net, further = two_heads(["steep", "flat"])
     with pytest.raises(CheckpointError, match=r"init is a model of 4 classes .*geo: flat"):
         transplant(net, "x", CLASSES, reader(to_bytes(source)), further_classes=further)
+
+
+def test_a_pickle_among_the_downloads_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hash in its name is compared at the download only."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    kept = tmp_path / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
+    kept.parent.mkdir(parents=True)
+    torch.save({"weight": torch.zeros(2), "more": Written(tmp_path / "owned")}, kept)
+    with pytest.raises(CheckpointError, match=r"weights of squeezenet1_1 cannot be had .*hub"):
+        transplant(fcn.FCN("squeezenet1_1", 2), "imagenet", CLASSES)
+    assert not (tmp_path / "owned").exists()

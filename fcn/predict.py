@@ -7,7 +7,6 @@ colours: uint8 if all of them are, else float32.
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -115,7 +114,8 @@ class Predictor:
             self._streams = Streams(self.net, model.input, sizes)
         else:
             self.net = model.net.to(self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-            self._fused = _fused_winners()
+            # Here, for it imports Numba, and compiles where that has not been done before.
+            self._fused = import_module("fcn.fused_cpu").fused_winners
         self.batch_size = 1 if self.device.type == "cpu" else batch_size or 8
         self.tile_size = tile_size
 
@@ -262,24 +262,12 @@ class Predictor:
         window = upscore.crop + top, upscore.crop + left, height, width
         sizes = [len(classes) for classes in self.model.all_classes]
         heads = torch.split(score, sizes, dim=1)
-        fused = self._fused.result()
-        labels, sums = zip(*(fused(upscore, head, *window) for head in heads), strict=True)
+        labels, sums = zip(*(self._fused(upscore, head, *window) for head in heads), strict=True)
         return list(labels), torch.from_numpy(np.stack(sums))
 
     def _empty(self, *shape: int) -> list[np.ndarray]:
         """Label maps of each head, yet to be filled."""
         return [np.empty(shape, label_dtype(classes)) for classes in self.model.all_classes]
-
-
-def _fused_winners() -> "Future[Any]":
-    """`fcn.fused_cpu.fused_winners`, of which the import goes on beside the first image's network.
-
-    It imports Numba, and compiles where that has not been done before.
-    """
-    beside = ThreadPoolExecutor(1, "fused_cpu")
-    found = beside.submit(lambda: import_module("fcn.fused_cpu").fused_winners)
-    beside.shutdown(wait=False)
-    return found
 
 
 def label_dtype(classes: Classes) -> type[np.integer[Any]]:

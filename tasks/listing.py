@@ -96,7 +96,11 @@ def _walk_local(folder: str, prefix: str, url: str, ancestors: tuple[str, ...]) 
         if name.endswith("/"):
             yield from _walk_local(path, prefix + name, url, (*ancestors, real))
         elif os.path.isfile(path) or os.path.islink(path):  # noqa: PTH113, PTH114 - per image
-            yield _local_entry(path, prefix + name, f"{url}/{prefix}{name}")
+            try:
+                entry = _local_entry(path, prefix + name, f"{url}/{prefix}{name}")
+            except FileNotFoundError:  # gone since its folder was read
+                continue
+            yield entry
 
 
 def _local_entry(path: str, key: str, url: str) -> Entry:

@@ -356,3 +356,12 @@ def test_s3_endpoint_that_cannot_be_reached_is_named_without_credentials() -> No
     ):
         raise error
     assert "hush" not in str(caught.value)
+
+
+def test_a_file_that_vanishes_while_its_folder_is_listed_is_left_out(tmp_path) -> None:
+    for name in "abc":
+        (tmp_path / name).write_bytes(b"")
+    entries = stores.list_entries(str(tmp_path))
+    found = [next(entries).key]
+    (tmp_path / "b").unlink()
+    assert found + [entry.key for entry in entries] == ["a", "c"]

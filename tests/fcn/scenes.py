@@ -1,6 +1,8 @@
 """A tiny labelled task: bright squares on dark ground, learnt in seconds."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +18,24 @@ class Pair:
     image: bytes
     label: bytes
     key: str = "pair"
+
+
+@dataclass(frozen=True)
+class ReadBy:
+    """A square that leaves the number of each process that reads it in a folder."""
+
+    pair: Pair
+    folder: Path
+    key: str = "pair"
+
+    @property
+    def image(self) -> bytes:
+        (self.folder / str(os.getpid())).touch()
+        return self.pair.image
+
+    @property
+    def label(self) -> bytes:
+        return self.pair.label
 
 
 def squares(count: int, size: tuple[int, int] = (40, 48), seed: int = 0) -> list[Pair]:

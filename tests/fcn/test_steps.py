@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fcn.checkpoint import Model
 from fcn.input import TORCHVISION
 from fcn.model import FCN
 from fcn.samples import Batch
+from fcn.train import Trainer
+from fcn.trunks import first_convolution
 from fcn.weights import Transplant
-from tests.fcn.scenes import squares
+from tests.fcn.scenes import CLASSES, squares
 from tests.fcn.trainers import settings, trainer, weights
 
 PLAIN: dict[str, Any] = {
@@ -84,3 +87,60 @@ def without_dropout(net: nn.Module) -> None:
     for layer in net.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = 0
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
+)
+def test_a_step_computes_in_its_precision_and_keeps_its_weights_in_float32(
+    precision: str, dtype: torch.dtype
+) -> None:
+    training = trainer(settings(precision=precision, epochs=1), squares(3))
+    seen: list[torch.dtype] = []
+    for layer in (training.net.trunk, training.net.score_fr, training.net):
+        layer.register_forward_hook(
+            lambda _, given, made: seen.extend(map(dtype_of, (given, made)))
+        )
+    (step,) = training.run()
+    # image -> maps -> ... scores of the coarsest map -> ... scores
+    assert seen == [torch.float32, dtype, dtype, dtype, torch.float32, dtype]
+    assert not step.skipped
+    assert {tensor.dtype for tensor in weights(training).values()} == {torch.float32}
+
+
+def dtype_of(value: Any) -> torch.dtype:
+    """Of the last tensor of a layer's inputs or outputs."""
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return value[-1].dtype if isinstance(value, tuple) else value.dtype
+
+
+def test_images_and_weights_of_a_training_have_their_channels_last_in_memory() -> None:
+    training = trainer(settings(epochs=1), squares(3))
+    name, first = first_convolution(training.net.trunk)
+    seen: list[Tensor] = []
+    first.register_forward_hook(lambda _, given, made: seen.extend((*given, made)))
+    list(training.run())
+    image, cells = seen
+    assert image.shape == (3, 3, 32, 32), name
+    for tensor in (image, cells, first.weight):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+        assert not tensor.is_contiguous()
+
+
+def test_at_once_all_strides_are_trained_together_and_the_scales_stay() -> None:
+    """The finer maps are scaled, so their scores move by no more than those of the coarsest."""
+    config = settings(**PLAIN | {"at_once": True, "stride": 4, "epochs": 6})
+    torch.manual_seed(0)
+    net = FCN("squeezenet1_1", len(CLASSES), 4, at_once=True)
+    training = Trainer(
+        Model(net, CLASSES, TORCHVISION), squares(3), config,
+        class_pixels=[900, 400], transplant=Transplant(input=TORCHVISION),
+    )  # fmt: skip
+    losses = [step.loss for step in training.run()]
+    assert losses[-1] < losses[0]
+    assert [fuse.scale for fuse in net.fuse.values()] == [0.01, 0.0001]
+    scores = [net.score_fr, *(fuse.score_pool for fuse in net.fuse.values())]
+    sizes = [float(layer.weight.detach().abs().max()) for layer in scores]
+    assert sizes[0] > sizes[1] > sizes[2] > 0

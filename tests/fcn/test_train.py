@@ -1,5 +1,7 @@
 import math
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from fcn.model import FCN
 from fcn.predict import Predictor
 from fcn.train import MAX_SKIPS, Step, Trainer, num_stages
 from fcn.weights import Transplant
-from tests.fcn.scenes import Pair, squares
+from tests.fcn.scenes import Pair, ReadBy, squares
 from tests.fcn.trainers import (
     TwoLabels,
     assert_equal,
@@ -40,13 +42,18 @@ def test_training_learns() -> None:
     assert scores.mean_iu > 0.8
 
 
-def test_workers_change_nothing() -> None:
-    samples = squares(6)
+def test_workers_change_nothing(tmp_path: Path) -> None:
     results = []
     for num_workers in (0, 2):
+        folder = tmp_path / str(num_workers)
+        folder.mkdir()
+        samples = [ReadBy(pair, folder) for pair in squares(6)]
         training = trainer(settings(num_workers=num_workers, epochs=1), samples)
         list(training.run())
         results.append(weights(training))
+        readers = {int(path.name) for path in folder.iterdir()}
+        assert readers == {os.getpid()} if num_workers == 0 else os.getpid() not in readers
+        assert len(readers) == max(1, num_workers)
     assert_equal(*results)
 
 

@@ -219,7 +219,11 @@ def install_automations() -> None:
     """Makes the automations that keep the record true; see automations.py."""
     import automations  # noqa: PLC0415 - beside this script; it imports the flows
 
-    for name in automations.install_automations(os.environ.get("FCN_WEBHOOK_URL")):
+    try:
+        names = automations.install_automations(os.environ.get("FCN_WEBHOOK_URL"))
+    except Exception as error:  # noqa: BLE001 - whatever it is, its text may hold a password
+        fail(shown(f"the automations cannot be made: {type(error).__name__}: {error}"))
+    for name in names:
         print(f"automation {name}")
 
 

@@ -1,8 +1,9 @@
 """``python -m flows.demo``: the whole way, on images it paints itself."""
 
+import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from prefect import flow
 
@@ -73,8 +74,12 @@ def closing_lines(summary: DemoSummary) -> Iterator[str]:
     yield f"runs           in {home}: make ui, then open the address it prints"
 
 
-def main() -> int:
-    """Runs the demo and says where to look; returns the exit status."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the demo and says where to look; returns the exit status. Takes no arguments."""
+    argparse.ArgumentParser(
+        prog="python -m flows.demo",
+        description="Make a small labelled set, train on it, segment a folder: all in demo/.",
+    ).parse_args(arguments)
     hide_tracebacks()
     try:
         summary = demo()

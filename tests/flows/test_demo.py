@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from fcn.masks import decode_mask
-from flows.demo import closing_lines, demo
+from flows.demo import closing_lines, demo, main
 from tasks.demo import DemoSummary
 
 SMALL = {"num_train": 3, "num_val": 1, "num_unlabelled": 11, "epochs": 1}
@@ -55,3 +55,13 @@ def test_the_closing_lines_say_where_to_look(made):
     text = "\n".join(closing_lines(summary))
     for part in (summary.sheet_url, summary.report_url, summary.output_url, "10 of 11", "make ui"):
         assert part in text
+
+
+@pytest.mark.parametrize(("argument", "status"), [("--help", 0), ("--epochs=3", 2)])
+def test_arguments_run_nothing(argument, status, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main([argument])
+    assert stopped.value.code == status
+    assert "python -m flows.demo" in "".join(capsys.readouterr())
+    assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -47,7 +47,10 @@ def find_backend(
     Raises:
         BackendError: a runtime that is not installed or not for this device or precision.
         DeviceError: a device this machine does not have.
+        ValueError: an unknown backend.
     """
+    if backend not in get_args(Backend):
+        raise ValueError(f"unknown backend {backend!r}; known are {', '.join(get_args(Backend))}")
     if backend == "torch":
         return "torch", find_device(device)
     if backend == "auto":

@@ -51,13 +51,16 @@ def _predict(options: argparse.Namespace, parser: argparse.ArgumentParser) -> in
     try:
         predictor = fcn.Predictor(model, device=options.device, backend=options.backend)
         folders = _band_folders(options.band, predictor)
-        for band in predictor.bands:
-            places = [_band_folder(path, band.name, folders) for path in options.images]
-            if options.out.resolve() in {place.resolve() for place in places}:
-                raise ValueError(f"masks would overwrite band {band.name}; choose another --out")  # noqa: TRY301
-        options.out.mkdir(parents=True, exist_ok=True)
-    except (FcnError, OSError, ValueError) as error:
+    except (FcnError, ValueError) as error:
         parser.error(str(error))
+    for band in predictor.bands:
+        places = [_band_folder(path, band.name, folders) for path in options.images]
+        if options.out.resolve() in {place.resolve() for place in places}:
+            parser.error(f"masks would overwrite band {band.name}; choose another --out")
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out cannot be made: {error}")
     failed = [
         path for path in options.images if not _segment(path, predictor, options.out, folders)
     ]

@@ -8,19 +8,19 @@ so labels are the same but for ties.
 Models that compute with integers (`fcn.quantise`) run here only.
 """
 
-import os
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fcn.checkpoint import Model
+from fcn.cores import num_cores
 from fcn.device import Precision, find_device
 from fcn.errors import BackendError
 from fcn.layers import to_layers, to_layers_and_weights
@@ -47,7 +47,10 @@ def find_backend(
     Raises:
         BackendError: a runtime that is not installed or not for this device or precision.
         DeviceError: a device this machine does not have.
+        ValueError: an unknown backend.
     """
+    if backend not in get_args(Backend):
+        raise ValueError(f"unknown backend {backend!r}; known are {', '.join(get_args(Backend))}")
     if backend == "torch":
         return "torch", find_device(device)
     if backend == "auto":
@@ -143,7 +146,7 @@ def _openvino_core() -> tuple[Any, Any]:
 def _openvino(data: bytes, weights: Mapping[str, np.ndarray], *, on_one: bool) -> Runtime:
     with _CORE_LOCK:
         openvino, core = _openvino_core()
-    cores = os.cpu_count() or 1
+    cores = num_cores()
     settings = {
         "INFERENCE_PRECISION_HINT": "f32",  # else bfloat16 where the processor has it
         "NUM_STREAMS": cores if on_one else 1,  # images at once

@@ -9,7 +9,6 @@ known. Nor is one that has the value which GDAL's tag in a TIFF gives for that. 
 band's mean.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -27,6 +26,7 @@ from PIL.TiffImagePlugin import (
 
 from fcn.errors import BandError, ImageError, ImageTooLarge, MissingBand
 from fcn.images import check_png
+from fcn.names import check_band_name
 from fcn.pillow import MAX_PIXELS, format_name, opened
 
 Dtype = Literal["uint8", "uint16", "float32"]
@@ -36,8 +36,6 @@ EXTENSIONS = ("png", "tif", "tiff")
 
 GDAL_NODATA = 42113
 """The TIFF tag, of GDAL's GTiff driver, whose text is the value of pixels that are not known."""
-
-_NAME = re.compile(r"[A-Za-z0-9]+(?:_[A-Za-z0-9]+)*")
 
 _MAX_EXACT = 2**24  # up to here float32 holds every integer
 
@@ -70,19 +68,6 @@ class Band:
                 f"band {self.name}: mean must be finite and std above 0, "
                 f"found {self.mean} and {self.std}"
             )
-
-
-def check_band_name(name: str) -> None:
-    """Find out whether a band may have this name, which columns and folders will bear.
-
-    Raises:
-        ValueError: other signs than letters, digits and single underscores between them.
-    """
-    if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"{name!r} is no name of a band: expected letters and digits, with single underscores "
-            "between them if wanted"
-        )
 
 
 def decode_band(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:

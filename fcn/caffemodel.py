@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fcn.checkpoint import check_names
 from fcn.errors import CheckpointError
 from fcn.protobuf import BYTES, VARINT, Value, fields, varints
 
@@ -88,6 +89,7 @@ def _layer(message: memoryview, *, v1: bool) -> tuple[str, list[memoryview]]:
     for number, kind, value in fields(message):
         if number == name_field:
             name = _text(_bytes(kind, value, "a layer's name"))
+            check_names([name])
         elif number == blobs_field:
             blobs.append(_bytes(kind, value, f"a blob of layer {name!r}"))
             if len(blobs) > MAX_BLOBS:

@@ -3,7 +3,7 @@
 import contextlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -25,12 +25,13 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 from torch.nn import Conv2d
 
-from fcn.classes import Classes, check_head_name
+from fcn.classes import Classes
 from fcn.errors import CheckpointError
 from fcn.input import InputSpec
 from fcn.light import Uninitialised
 from fcn.loading import weights_digest
 from fcn.model import FCN
+from fcn.names import check_head_name
 from fcn.trunks import Backbone, Geometry
 
 FORMAT = 1
@@ -43,6 +44,9 @@ Range = tuple[float, float]
 
 MAX_HEADER_BYTES = 100_000_000
 """Limit on a safetensors header; the same as in the safetensors library."""
+
+MAX_NAME = 200
+"""Characters of a weight's name; the longest of a trunk of `fcn.trunks` has 50."""
 
 
 @dataclass
@@ -63,7 +67,7 @@ class Model:
         ValueError: bands, and a network of another number of channels.
         ValueError: classes that are not those of the network's heads, by name and number, or
             that have another ``ignore_index`` than the first head's; a further head that has
-            no proper name (`fcn.classes.check_head_name`).
+            no proper name (`fcn.names.check_head_name`).
     """
 
     net: FCN
@@ -256,9 +260,25 @@ def read_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         if size > MAX_HEADER_BYTES:
             raise CheckpointError(f"not a safetensors file: its header would be {size:,} bytes")
         header = json.loads(data[8 : 8 + size])
-        return load_tensors(data), dict(header.get("__metadata__") or {})
+        tensors, metadata = load_tensors(data), dict(header.get("__metadata__") or {})
     except (struct.error, ValueError, AttributeError, SafetensorError, RecursionError) as error:
-        raise CheckpointError(f"not a readable safetensors file: {error}") from error
+        raise CheckpointError(f"not a readable safetensors file: {str(error)[:200]}") from error
+    check_names(tensors)
+    return tensors, metadata
+
+
+def check_names(names: Iterable[object]) -> None:
+    """Refuse names of weights that no message could show: a file may hold any.
+
+    Raises:
+        CheckpointError: a name of more than `MAX_NAME` characters.
+    """
+    for name in names:
+        if isinstance(name, str) and len(name) > MAX_NAME:
+            raise CheckpointError(
+                f"a name of {len(name):,} characters, {name[:40]!r} …; no weight has one above "
+                f"{MAX_NAME}"
+            )
 
 
 def versions() -> dict[str, str]:

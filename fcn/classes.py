@@ -1,6 +1,5 @@
 """The classes of a label map: names, colours, and the value that means "no class"."""
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,28 +10,12 @@ IGNORE_INDEX = 255
 """Label of pixels that belong to no class; PASCAL VOC's "void"."""
 
 
-_HEAD_NAME = re.compile(r"(?!rle(_|$))[A-Za-z][A-Za-z0-9]*(_[A-Za-z0-9]+)*")
-
-
-def check_head_name(name: str) -> None:
-    """Find out whether a further head may have this name, which columns and folders will bear.
-
-    Raises:
-        ValueError: other signs than letters, digits and single underscores between them; or
-            ``rle``, which stands for run lengths in the names of columns.
-    """
-    if not _HEAD_NAME.fullmatch(name):
-        raise ValueError(
-            f"{name!r} is no name of a head: expected letters and digits, with single underscores "
-            "between them if wanted, and not rle at the beginning"
-        )
-
-
 def voc_palette(num_colours: int) -> tuple[Colour, ...]:
-    """The first ``num_colours`` (at most 256) colours of the PASCAL VOC colour map, RGB.
+    """The first ``num_colours`` colours of the PASCAL VOC colour map, RGB.
 
     Source: ``VOClabelcolormap`` of the VOC development kit, which deals the bits of the
-    index to the high bits of red, green and blue in turn.
+    index to the high bits of red, green and blue in turn. VOC has 256 of them; further ones
+    follow from the same rule, no two alike.
     """
     return tuple(_voc_colour(index) for index in range(num_colours))
 

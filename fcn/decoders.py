@@ -188,8 +188,25 @@ class _Process:
     """One decoding process, asked by one thread at a time."""
 
     def __init__(self) -> None:
+        try:
+            self._start()
+        except OSError as error:  # not an image's: none has been sent
+            raise RuntimeError(
+                f"no decoding process can be started: {error}; allow more processes (ulimit -u), "
+                "open files (ulimit -n) or memory, or run fewer decoders at once"
+            ) from error
+        with contextlib.suppress(ConnectionError):
+            if wire.receive(self._socket, len(wire.READY)):
+                return
+        raise RuntimeError(
+            f"a decoding process ended with status {self.end()} before it was ready; "
+            "what it said is above"
+        )
+
+    def _start(self) -> None:
         self._socket, theirs = socket.socketpair()
-        with theirs:
+        with contextlib.ExitStack() as undo, theirs:
+            undo.enter_context(self._socket)
             # Not `multiprocessing`: that imports the program's main module anew, and so runs a
             # script that has no `if __name__ == "__main__"`.
             self._process = subprocess.Popen(  # noqa: S603 - this Python, our own words
@@ -199,11 +216,7 @@ class _Process:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # Ctrl-C is for the parent
             )
-        if not wire.receive(self._socket, len(wire.READY)):
-            raise RuntimeError(
-                f"a decoding process ended with status {self.end()} before it was ready; "
-                "what it said is above"
-            )
+            undo.pop_all()
 
     def ask(self, request: bytes, data: bytes, most: int, per_pixel: Collection[int]) -> _Reply:
         """Kind, height, width and body of the reply, which has ``most`` bytes at most.

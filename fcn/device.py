@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -31,14 +31,25 @@ def find_device(device: str) -> torch.device:
 def resolve_precision(
     device: torch.device, precision: Precision
 ) -> Literal["fp32", "bf16", "fp16"]:
-    """What "auto" is on a device: bfloat16 on a GPU that has it, else float32."""
+    """What "auto" is on a device: bfloat16 on a GPU that has it, else float32.
+
+    Raises:
+        ValueError: an unknown precision.
+    """
+    if precision not in get_args(Precision):
+        known = ", ".join(get_args(Precision))
+        raise ValueError(f"unknown precision {precision!r}; known are {known}")
     if precision != "auto":
         return precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
 def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """The context to run a network in."""
+    """The context to run a network in.
+
+    Raises:
+        ValueError: an unknown precision.
+    """
     resolved = resolve_precision(device, precision)
     if resolved == "fp32":
         return nullcontext()

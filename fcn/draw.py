@@ -120,6 +120,7 @@ def contact_sheet(
         panel_height: Height of every picture in pixels; very wide ones are lower.
 
     Raises:
+        RuntimeError: Pillow was built without FreeType.
         ValueError: no panel at all.
     """
     pictures = [[_fitted(panel.image, panel_height) for panel in row] for row in rows]
@@ -217,5 +218,9 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont)
-    return font
+    if isinstance(font, ImageFont.FreeTypeFont):
+        return font
+    raise RuntimeError(
+        "this Pillow was built without FreeType, which captions need; install one with it, such "
+        "as the wheels of the package index"
+    )

@@ -9,11 +9,28 @@ Coordinates are in pixels, pixel centres at whole numbers; kernels and paddings 
 so that one number serves both axes.
 """
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
 from torch import fx, nn
+from torch.nn import functional
+
+_UNMOVED = (
+    nn.ReLU,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.BatchNorm2d,
+    nn.LocalResponseNorm,
+    nn.Dropout,
+    nn.Identity,
+)
+"""Layers whose cells lie where those of their input do, and see no more."""
+
+_JOINS = frozenset({operator.add, operator.iadd, operator.mul, torch.cat, functional.relu})
+"""Functions of which the same holds: ``torch.cat`` of channels."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +106,24 @@ def _square(value: Any, layer: nn.Module) -> int:
 def after(layer: nn.Module, start: CoordinateMap = IMAGE) -> CoordinateMap:
     """The map after a layer, or a chain of them (`torch.nn.Sequential`), that begins at ``start``.
 
-    A layer without a window (an activation, a normalisation) leaves the map as it is.
+    An activation or a normalisation leaves the map as it is. A layer that is none of PyTorch's
+    own is traced.
+
+    Raises:
+        ValueError: a layer of which it is not known where its cells lie.
     """
     if isinstance(layer, nn.Sequential):
         for child in layer:
             start = after(child, start)
         return start
-    geometry = window(layer)
-    return start.conv(**geometry) if geometry else start
+    if isinstance(layer, _UNMOVED):
+        return start
+    if geometry := window(layer):
+        return start.conv(**geometry)
+    if type(layer).__module__.startswith("torch.nn."):
+        raise _unknown(f"the layer {layer}")
+    (place,) = trace(fx.symbolic_trace(layer), start)
+    return place
 
 
 def trace(graph: fx.GraphModule, start: CoordinateMap = IMAGE) -> list[CoordinateMap]:
@@ -106,7 +133,8 @@ def trace(graph: fx.GraphModule, start: CoordinateMap = IMAGE) -> list[Coordinat
     gates computed from a global pooling, which lie nowhere.
 
     Raises:
-        ValueError: Paths join that lie at different places.
+        ValueError: Paths join that lie at different places, or it is not known where the cells
+            of a node lie.
     """
     modules = dict(graph.named_modules())
     maps: dict[fx.Node, CoordinateMap | None] = {}
@@ -115,7 +143,7 @@ def trace(graph: fx.GraphModule, start: CoordinateMap = IMAGE) -> list[Coordinat
             maps[node] = start
         elif node.op == "output":
             outputs = node.args[0]
-            nodes = outputs.values() if isinstance(outputs, Mapping) else outputs
+            nodes = outputs.values() if isinstance(outputs, Mapping) else node.all_input_nodes
             return [_placed(maps[output], output) for output in nodes]
         else:
             maps[node] = _node_map(node, modules, [maps[n] for n in node.all_input_nodes])
@@ -134,7 +162,18 @@ def _node_map(
     if len({(place.stride, place.offset) for place in placed}) > 1:
         raise ValueError(f"paths joined by {node.name} lie at different places: {placed}")
     joined = max(placed, key=lambda place: place.field)
-    return joined if layer is None else after(layer, joined)
+    if layer is not None:
+        return after(layer, joined)
+    if node.target not in _JOINS:
+        raise _unknown(f"node {node.name} ({node.format_node()})")
+    return joined
+
+
+def _unknown(what: str) -> ValueError:
+    return ValueError(
+        f"it is not known where the cells of {what} lie: take a layer with a window "
+        "(torch.nn.MaxPool2d for a function), or name it in fcn.geometry if it moves no cell"
+    )
 
 
 def _placed(place: CoordinateMap | None, node: fx.Node) -> CoordinateMap:

@@ -29,7 +29,8 @@ class InputSpec:
         bands: What the network sees behind the colours, with what they are normalised by.
 
     Raises:
-        ValueError: a band that is there twice.
+        ValueError: an order that is neither RGB nor BGR, means or deviations that are not three
+            finite numbers, a deviation that is not above 0, or a band that is there twice.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # on model cards (`fcn.checkpoint`)
@@ -43,6 +44,14 @@ class InputSpec:
     _TAKEN: ClassVar = ("uint8", "uint16", "float32")  # what numpy stacks a band of 16 bits to
 
     def __post_init__(self) -> None:
+        if self.channel_order not in ("RGB", "BGR"):
+            raise ValueError(f"channel_order must be 'RGB' or 'BGR', found {self.channel_order!r}")
+        finite = np.isfinite([*self.mean, *self.std]).all()
+        if not (len(self.mean) == len(self.std) == 3 and finite and min(self.std) > 0):
+            raise ValueError(
+                "mean must be three finite numbers and std three above 0, "
+                f"found {self.mean} and {self.std}"
+            )
         names = [band.name for band in self.bands]
         if len(set(names)) < len(names):
             raise ValueError(f"a band is there twice: {', '.join(names)}")

@@ -17,7 +17,8 @@ Run lengths are the compact form (little-endian)::
 
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -38,6 +39,7 @@ _UP = 2  # PNG filter: difference to the row above
 _RLE_MAGIC = b"FCNR"
 _RLE_HEADER = struct.Struct("<4sBIII")
 _STRIP_PIXELS = 1_000_000
+_PIECE_BYTES = 1 << 16  # of run lengths, whose numbers take 40 times as much while they are read
 _MAX_VARINT = 5  # bytes: runs are below 2**35
 _LOSSLESS = frozenset({"PNG", "TIFF", "BMP", "GIF", "PPM"})
 
@@ -193,33 +195,52 @@ def _decode_runs(data: bytes, max_pixels: int) -> NDArray[Any]:
             f"corrupt run lengths: {num_runs:,} runs of {itemsize}-byte values "
             f"for {height:,} x {width:,} pixels"
         )
-    body = _unpacked(data[_RLE_HEADER.size :], num_runs * (itemsize + _MAX_VARINT))
-    if len(body) < num_runs * (itemsize + 1):
-        raise CorruptImage(f"corrupt run lengths: {len(body):,} bytes for {num_runs:,} runs")
-    values = np.frombuffer(body, f"<u{itemsize}", num_runs)
-    runs = _from_varints(np.frombuffer(body, np.uint8, offset=num_runs * itemsize))
-    num_pixels = height * width
-    if len(runs) != num_runs or runs.min() < 1 or runs.sum() != num_pixels:
-        raise CorruptImage(
-            f"corrupt run lengths: {len(runs):,} runs over {runs.sum():,} pixels; "
-            f"expected {num_runs:,} over {num_pixels:,}"
-        )
-    native = values.astype(np.uint8 if itemsize == 1 else np.uint16)
-    return np.repeat(native, runs).reshape(height, width)
+    wrong = CorruptImage(
+        f"corrupt run lengths: they are not {num_runs:,} runs over {height:,} x {width:,} pixels"
+    )
+    packed = memoryview(data)[_RLE_HEADER.size :]
+    pieces = _unpacked(packed, num_runs * (itemsize + _MAX_VARINT))
+    ids = bytearray()
+    for piece in pieces:
+        ids += piece
+        if len(ids) >= num_runs * itemsize:
+            break
+    else:
+        raise wrong
+    rest = bytes(ids[num_runs * itemsize :])
+    values = np.frombuffer(ids, f"<u{itemsize}", num_runs)
+    label = np.empty(height * width, np.uint8 if itemsize == 1 else np.uint16)
+    first = start = 0  # run, pixel
+    for runs in _from_varints(chain([rest], pieces)):
+        after, end = first + len(runs), start + int(runs.sum())
+        if runs.min() < 1 or after > num_runs or end > label.size:
+            raise wrong
+        label[start:end] = np.repeat(values[first:after], runs)
+        first, start = after, end
+    if (first, start) != (num_runs, label.size):
+        raise wrong
+    return label.reshape(height, width)
 
 
-def _unpacked(packed: bytes, limit: int) -> bytes:
-    """Body of at most `limit` bytes, whatever the stream would grow to."""
+def _unpacked(packed: memoryview, limit: int) -> Iterator[bytes]:
+    """The body in pieces, at most `limit` bytes together, whatever the stream would grow to."""
     unpacker = zlib.decompressobj()
-    try:
-        body = unpacker.decompress(packed, limit)
-    except zlib.error as error:
-        raise CorruptImage(f"corrupt run lengths: {error}") from error
-    if unpacker.unconsumed_tail or unpacker.unused_data:
-        raise CorruptImage(f"corrupt run lengths: more than the {limit:,} bytes they may hold")
+    too_many = CorruptImage(f"corrupt run lengths: more than the {limit:,} bytes they may hold")
+    for start in range(0, len(packed), _PIECE_BYTES):
+        left: bytes | memoryview = packed[start : start + _PIECE_BYTES]
+        while left:
+            if unpacker.eof:
+                raise too_many
+            try:
+                body = unpacker.decompress(left, _PIECE_BYTES)
+            except zlib.error as error:
+                raise CorruptImage(f"corrupt run lengths: {error}") from error
+            left, limit = unpacker.unconsumed_tail or unpacker.unused_data, limit - len(body)
+            if limit < 0:
+                raise too_many
+            yield body
     if not unpacker.eof:
         raise TruncatedImage(f"truncated run lengths: they end after {len(packed):,} packed bytes")
-    return body
 
 
 def _varints(numbers: NDArray[np.int64]) -> bytes:
@@ -232,11 +253,25 @@ def _varints(numbers: NDArray[np.int64]) -> bytes:
     return bytes(septets[used].astype(np.uint8))
 
 
-def _from_varints(data: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Numbers of LEB128 bytes; none if the bytes are no whole varints of at most 5 bytes."""
-    ends = np.flatnonzero(data < 128)
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    if not len(ends) or ends[-1] != len(data) - 1 or (ends - starts).max() >= _MAX_VARINT:
-        return np.empty(0, np.int64)
-    places = np.arange(len(data)) - np.repeat(starts, ends - starts + 1)
-    return np.add.reduceat((data.astype(np.int64) & 127) << (7 * places), starts)
+def _from_varints(pieces: Iterable[bytes]) -> Iterator[NDArray[np.int64]]:
+    """Numbers of the LEB128 bytes of each piece; a varint may go on in the next.
+
+    Raises:
+        CorruptImage: the bytes are no whole varints of at most 5 bytes.
+    """
+    rest = b""
+    for piece in pieces:
+        data = np.frombuffer(rest + piece, np.uint8)
+        ends = np.flatnonzero(data < 128)
+        starts = np.concatenate(([0], ends + 1))
+        rest = data[starts[-1] :].tobytes()
+        lengths = np.diff(starts)
+        if len(rest) >= _MAX_VARINT or lengths.max(initial=0) > _MAX_VARINT:
+            raise CorruptImage("corrupt run lengths: a number of more than 5 bytes")
+        if len(ends):
+            whole = data[: starts[-1]]
+            places = np.arange(len(whole)) - np.repeat(starts[:-1], lengths)
+            septets = (whole.astype(np.int64) & 127) << (7 * places)
+            yield np.add.reduceat(septets, starts[:-1])
+    if rest:
+        raise CorruptImage("corrupt run lengths: the last number has no end")

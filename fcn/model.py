@@ -92,7 +92,8 @@ class FCN(nn.Module):
     Args:
         backbone: The classifier, a name of `fcn.trunks.TRUNKS`.
         num_classes: C, the channels of the scores.
-        stride: Pixels between neighbouring cells of the finest fused map: 32, 16 or 8.
+        stride: Pixels between neighbouring cells of the finest fused map: 32, 16, 8 or 4, as far
+            as the trunk has them.
         geometry: "same" for any trunk; "reference" is that of the authors' released nets.
         learnable_upsampling: Train the kernels of the transposed convolutions. On PASCAL
             VOC the authors found no difference.

@@ -11,6 +11,7 @@ from torch import nn
 
 from fcn.device import Precision
 from fcn.trunks import TRUNKS, Backbone
+from fcn.upsample import Upscore
 
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 """Names of devices in settings: auto (a GPU where there is one), cpu, cuda, cuda:1, …"""
@@ -77,8 +78,8 @@ class TrainConfig(BaseModel):
         None,
         ge=0,
         le=10,
-        description="Decay of weights, biases and normalisations have none; empty takes the "
-        "recipe's.",
+        description="Decay of weights; biases, normalisations and upsampling kernels have none. "
+        "Empty takes the recipe's.",
     )
     schedule: Schedule | None = Field(
         None,
@@ -246,10 +247,10 @@ class Recipe:
         momentum: Of SGD.
         pretrained_rate: Factor on the learning rate of transplanted layers.
         stage_rate: Factor on the learning rate for each stage finer than the coarsest.
-        weight_decay: Of weights; biases and normalisations have none.
+        weight_decay: Of weights; biases, normalisations and upsampling kernels have none.
         bias_rate: Factor on the learning rate of biases.
         warmup: Share of the steps over which the learning rate rises.
-        schedule: How the learning rate falls after that.
+        schedule: How the learning rate falls, from the first step on, the rise times the fall.
         augment: Vary scale, side and colours.
     """
 
@@ -324,7 +325,10 @@ RECIPES: Mapping[str, Recipe] = {
 def make_optimizer(
     net: nn.Module, recipe: Recipe, learning_rate: float, pretrained: frozenset[str]
 ) -> torch.optim.Optimizer:
-    """The recipe's optimizer; biases and normalisations (one-dimensional) have no decay.
+    """The recipe's optimizer, with one group for each learning rate and decay.
+
+    Biases and normalisations (one-dimensional) have no decay. Nor have upsampling kernels: they
+    interpolate, and smaller ones would only scale the scores down.
 
     Args:
         net: The network.
@@ -332,12 +336,14 @@ def make_optimizer(
         learning_rate: Peak rate of new layers' weights.
         pretrained: Names of the parameters at the recipe's rate for pretrained ones.
     """
+    upscores = {f"{name}.weight" for name, m in net.named_modules() if isinstance(m, Upscore)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         rate = learning_rate
         rate *= recipe.pretrained_rate if name in pretrained else 1.0
         rate *= recipe.bias_rate if name.endswith("bias") else 1.0
-        decay = recipe.weight_decay if parameter.ndim > 1 else 0.0
+        decays = parameter.ndim > 1 and name not in upscores
+        decay = recipe.weight_decay if decays else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     settings = [
         {"params": parameters, "lr": rate, "weight_decay": decay}

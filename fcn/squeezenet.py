@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fcn.checkpoint import check_names
 from fcn.errors import CheckpointError
 from fcn.model import FCN
 from fcn.state_dicts import MAX_UNPACKED_BYTES
@@ -76,7 +77,9 @@ def _arrays(data: bytes) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
-            others = [name for name in archive.namelist() if not name.endswith(".npy")]
+            names = archive.namelist()
+        check_names(names)
+        others = [name for name in names if not name.endswith(".npy")]
         if others:
             raise CheckpointError(
                 f"a zip file with {others[0]!r} in it; expected an .npz of arrays, a .pth of "
@@ -89,4 +92,4 @@ def _arrays(data: bytes) -> dict[str, np.ndarray]:
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except _NPZ_ERRORS as error:
-        raise CheckpointError(f"not a readable .npz file: {error}") from error
+        raise CheckpointError(f"not a readable .npz file: {str(error)[:200]}") from error

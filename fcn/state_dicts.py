@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fcn.checkpoint import is_safetensors, read_safetensors
+from fcn.checkpoint import MAX_NAME, check_names, is_safetensors, read_safetensors
 from fcn.errors import CheckpointError
 
 MAX_UNPACKED_BYTES = 4 << 30
@@ -53,7 +53,27 @@ def read_state_dict(data: bytes) -> dict[str, Tensor]:
         CheckpointError: The bytes are damaged, hold more than weights, or unpack to more than
             `MAX_UNPACKED_BYTES`, as an archive or as float32 tensors.
     """
-    tensors = read_safetensors(data)[0] if is_safetensors(data) else _unpickled(data)
+    return checked(read_safetensors(data)[0] if is_safetensors(data) else _unpickled(data))
+
+
+def checked(content: object) -> dict[str, Tensor]:
+    """Float32 weights by name, of whatever came out of a file.
+
+    Raises:
+        CheckpointError: It is no dict of plain tensors, or they take more than
+            `MAX_UNPACKED_BYTES` as float32.
+    """
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(
+            f"a file that holds a {type(content).__name__}; expected a state dict"
+        )
+    check_names(content)
+    odd = [key for key, value in content.items() if not _is_weight(key, value)]
+    if odd:
+        raise CheckpointError(
+            f"a file whose {repr(odd[0])[:MAX_NAME]} is no weight; expected a state dict"
+        )
+    tensors: dict[str, Tensor] = dict(content)
     wrong = [name for name, tensor in tensors.items() if not _is_plain(tensor)]
     if wrong:
         raise CheckpointError(f"{wrong[0]!r} is no plain tensor of numbers on a CPU")
@@ -66,7 +86,7 @@ def read_state_dict(data: bytes) -> dict[str, Tensor]:
     return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
 
 
-def _unpickled(data: bytes) -> dict[str, Tensor]:
+def _unpickled(data: bytes) -> object:
     try:
         if data.startswith(ZIP):
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -79,21 +99,12 @@ def _unpickled(data: bytes) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")  # torch's advice to whoever wrote the file
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except ERRORS as error:
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0][:200]
         raise CheckpointError(f"not a readable state dict of PyTorch: {reason}") from error
     for name in _WITHIN:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(
-            f"a PyTorch file that holds a {type(content).__name__}; expected a state dict"
-        )
-    odd = [key for key, value in content.items() if not _is_weight(key, value)]
-    if odd:
-        raise CheckpointError(
-            f"a PyTorch file whose {odd[0]!r} is no weight; expected a state dict"
-        )
-    return dict(content)
+    return content
 
 
 def _is_weight(key: object, value: object) -> bool:

@@ -269,7 +269,7 @@ class Trainer:
         further = self.model.further_classes
         heads = [1 + len(further)] if further else []
         images = torch.empty(0, self.model.input.num_channels, 1, 1, dtype=torch.uint8)
-        return images, torch.empty(0, *heads, 1, 1, dtype=torch.uint8)
+        return images, torch.from_numpy(np.empty((0, *heads, 1, 1), self._samples.dtype))
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self.net.parameters() if p.grad is not None]

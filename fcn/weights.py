@@ -22,7 +22,7 @@ from fcn.loading import load
 from fcn.model import FCN
 from fcn.released import fitted, is_released, released_names, released_net
 from fcn.squeezenet import holds_arrays, read_squeezenet
-from fcn.state_dicts import ERRORS, PICKLE, ZIP, read_state_dict
+from fcn.state_dicts import ERRORS, PICKLE, ZIP, checked, read_state_dict
 from fcn.trunks import TRUNKS, classifier, first_convolution
 
 InitClasses = Literal["same", "by_name"]
@@ -158,9 +158,9 @@ def _from_imagenet(net: FCN) -> Transplant:
         )
     weights = get_weight(name)
     try:
-        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except ERRORS as error:
-        reason = str(error).partition("\n")[0]
+        state = checked(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+    except (*ERRORS, CheckpointError) as error:
+        reason = str(error).partition("\n")[0][:200]
         raise CheckpointError(
             f"torchvision's ImageNet weights of {net.backbone} cannot be had from {weights.url}, "
             f"or from {Path(get_dir(), 'checkpoints')}, where a download is kept: {reason}; remove "

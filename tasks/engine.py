@@ -9,7 +9,6 @@ Images are decoded in processes of their own (`fcn.decoders`), which the shards 
 """
 
 import atexit
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import torch
 
 from fcn.bands import Band
 from fcn.classes import Classes
+from fcn.cores import num_cores
 from fcn.decoders import Decoders, decoder_bytes
 from fcn.errors import ImageError
 from fcn.images import DecodedImage
@@ -51,7 +51,7 @@ BATCH_PIXELS = 16_000_000
 BATCH_IMAGES = 16
 """Images of a batch, unless `PredictConfig.batch_size` asks for more."""
 
-THREADS = max(2, min(8, os.cpu_count() or 2))
+THREADS = max(2, min(8, num_cores()))
 
 CORES = Cores(torch.get_num_threads())
 """What runs the networks of this process, for all shards in work."""

@@ -9,7 +9,6 @@ on where another was cut off.
 
 import itertools
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from prefect.client.orchestration import get_client
 from prefect.task_runners import TaskRunner
 
 from fcn.backends import find_backend
+from fcn.cores import num_cores
 from fcn.device import resolve_precision
 from tasks import parts, stores
 from tasks.artifacts import Progress
@@ -189,7 +189,7 @@ def _dask(config: PredictConfig, network_cores: int) -> Iterator[TaskRunner[Any]
     if config.cluster:
         runner = DaskTaskRunner(address=config.cluster)
     else:
-        fitting = max(1, (os.cpu_count() or 1) // network_cores)
+        fitting = max(1, num_cores() // network_cores)
         runner = DaskTaskRunner(
             cluster_kwargs={
                 "n_workers": min(config.partitions_at_once, fitting),

@@ -24,8 +24,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from fcn.bands import check_band_name
-from fcn.classes import check_head_name
+from fcn.names import check_band_name, check_head_name
 from tasks import split_files, stores
 from tasks.dataset import FIRST_HEAD, DatasetError, Finding
 from tasks.pairing import Files, Found, Pair, pair_files, seeded_split

@@ -8,7 +8,6 @@ byte for byte, with the same versions of numpy and Pillow.
 
 import io
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from fcn.classes import Classes
+from fcn.cores import num_cores
 from fcn.masks import encode_mask
 from tasks import stores
 from tasks.landmarks import Place, paint_car, paint_house, paint_tree
@@ -104,7 +104,7 @@ def make_scenes(
             _put(stores.join(url, path), data)
         advance()
 
-    with ThreadPoolExecutor(os.cpu_count()) as painters:
+    with ThreadPoolExecutor(num_cores()) as painters:
         written = [
             painters.submit(write, group, name, number)
             for group, (name, count) in enumerate(numbers.items())

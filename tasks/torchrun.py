@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from fcn.cores import num_cores
 from fcn.errors import DeviceError
 from fcn.recipes import TrainConfig
 from tasks.dataset import DatasetInfo
@@ -100,8 +101,7 @@ def train_over_ranks(
 
 def _start(address: str, count: int) -> "subprocess.Popen[bytes]":
     root = str(Path(__file__).resolve().parents[1])
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    threads = max(1, cores // count)
+    threads = max(1, num_cores() // count)
     environment = {
         "OMP_NUM_THREADS": str(threads),
         "GLOO_SOCKET_IFNAME": "lo",  # by itself it looks for this machine's name in the network

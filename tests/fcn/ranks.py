@@ -8,7 +8,7 @@ in ``folder/rank-0``, …
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import distributed, nn
 from fcn.errors import FcnError
 from fcn.parallel import World, share_statistics
 from fcn.recipes import TrainConfig
-from tests.fcn.scenes import Pair, squares
+from tests.fcn.scenes import CLASSES, Pair, squares
 from tests.fcn.trainers import relabelled, trainer, two_headed
 
 
@@ -37,6 +37,7 @@ class Case:
         stop: Steps to take; None is all of them.
         dropout: Leave dropout in the network.
         overflow: Rank whose gradient is infinite in the first step.
+        ignore_index: Label of the pixels without a class.
     """
 
     config: str
@@ -47,6 +48,7 @@ class Case:
     stop: int | None = None
     dropout: bool = False
     overflow: int | None = None
+    ignore_index: int = 255
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -63,6 +65,7 @@ SAMPLES = {
     "uneven": uneven(),
     "mostly blank": [*(relabelled(pair, 255) for pair in squares(5)), *squares(1)],
     "squares": squares(10),
+    "one": [relabelled(pair, 0) for pair in squares(1)],
 }
 
 
@@ -74,7 +77,8 @@ def run(case: Case, world: World) -> dict[str, Any]:
         if case.samples == "two heads":
             training = two_headed(config, state, uneven(), world=world)
         else:
-            training = trainer(config, SAMPLES[case.samples], state, world=world)
+            classes = replace(CLASSES, ignore_index=case.ignore_index)
+            training = trainer(config, SAMPLES[case.samples], state, classes=classes, world=world)
         for layer in training.net.modules():
             if isinstance(layer, nn.Dropout) and not case.dropout:
                 layer.p = 0

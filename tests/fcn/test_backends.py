@@ -199,6 +199,12 @@ def test_runtimes_are_for_cpus_and_fp32(runtime) -> None:
         find_backend("auto", "cuda:99")
 
 
+def test_an_unknown_backend_is_refused() -> None:
+    known = "unknown backend 'tensorrt'; known are auto, torch, onnxruntime, openvino"
+    with pytest.raises(ValueError, match=known):
+        find_backend("tensorrt", "cpu")  # type: ignore[arg-type]
+
+
 def test_a_layer_that_is_not_known_is_named() -> None:
     model = varied_model("resnet18", 2, 32)
     model.net.head = torch.nn.Sequential(torch.nn.GELU())  # type: ignore[assignment]

@@ -11,11 +11,12 @@ import torch
 from PIL import Image
 
 import fcn
-from fcn.bands import GDAL_NODATA, Band, check_band_name, decode_band, decode_stacked, stack
+from fcn.bands import GDAL_NODATA, Band, decode_band, decode_stacked, stack
 from fcn.checkpoint import to_bytes
 from fcn.errors import BandError, ImageTooLarge, MissingBand, ScoresNotFinite
 from fcn.export import to_onnx, to_torch_export
 from fcn.input import CAFFE, TORCHVISION, InputSpec
+from fcn.names import check_band_name
 from fcn.quantise import quantise
 from fcn.streams import Labeller
 from tests.fcn.models import varied_model

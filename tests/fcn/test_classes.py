@@ -10,6 +10,13 @@ def test_the_voc_colours() -> None:
     assert len(set(palette)) == 256
 
 
+def test_more_classes_than_voc_has_colours_have_colours_of_their_own() -> None:
+    palette = voc_palette(5000)
+    assert palette[:256] == voc_palette(256)
+    assert len(set(palette)) == 5000
+    assert Classes.named(map(str, range(300)), -1).palette == palette[:300]
+
+
 def test_classes_survive_json() -> None:
     classes = Classes(("a", "b"), ((1, 2, 3), (4, 5, 6)), 7)
     assert Classes.from_json(classes.to_json(), 7) == classes

@@ -178,3 +178,10 @@ def test_an_image_is_never_overwritten_by_its_mask(model_path, tmp_path, capsys)
     assert stop.value.code == 2
     assert f"would overwrite {image}" in capsys.readouterr().err
     assert image.read_bytes() == buffer.getvalue()
+
+
+def test_a_file_in_the_place_of_the_folder_is_a_bad_argument(photo, model_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        predict(photo, model=model_path, out=photo)
+    assert stop.value.code == 2
+    assert f"--out cannot be made: [Errno 17] File exists: '{photo}'" in capsys.readouterr().err

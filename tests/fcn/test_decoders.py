@@ -1,7 +1,9 @@
 """What kills a decoder costs one image: processes that really crash, hang and swell."""
 
+import contextlib
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -227,6 +229,28 @@ def test_processes_that_cannot_start_are_no_fault_of_the_image(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(RuntimeError, match="ended with status 3 before it was ready"):
         Decoders(1).decode(b"", max_pixels=1)
+
+
+@pytest.mark.parametrize("num_free", [0, 2, 4])
+def test_process_that_cannot_be_forked_is_no_fault_of_the_image(num_free: int) -> None:
+    """With so many descriptors left: none for a socket, for a pipe, for /dev/null."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - pathlib has no names alone
+    resource.setrlimit(resource.RLIMIT_NOFILE, (16 + max(map(int, before)), hard))
+    held = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.dup(1))
+        for _ in range(num_free):
+            os.close(held.pop())
+        with pytest.raises(RuntimeError, match=r"started: .*Too many open files.*; allow more pro"):
+            Decoders(1).decode(b"", max_pixels=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in held:
+            os.close(descriptor)
+    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
 LIMITED = """

@@ -2,12 +2,13 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from fcn.classes import Classes
 from fcn.draw import (
     IGNORED,
     Panel,
+    _font,
     colourise,
     contact_sheet,
     error_map,
@@ -161,3 +162,13 @@ def test_gray_panels_are_shown() -> None:
 def test_a_sheet_needs_a_panel(rows: list[list[Panel]]) -> None:
     with pytest.raises(ValueError, match="at least one panel"):
         contact_sheet(rows)
+
+
+def test_captions_need_a_pillow_with_freetype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `ImageFont.load_default` gives it where Pillow was built without."""
+    plain = ImageFont.load_default_imagefont()
+    monkeypatch.setattr(ImageFont, "load_default", lambda size: plain)
+    _font.cache_clear()
+    panel = Panel(image=np.zeros((4, 4, 3), np.uint8), caption="x")
+    with pytest.raises(RuntimeError, match="without FreeType, which captions need; install one"):
+        contact_sheet([[panel]])

@@ -225,6 +225,47 @@ def test_windows_must_be_square() -> None:
         after(nn.Conv2d(1, 1, (1, 7)))
 
 
+class Pooled(nn.Module):
+    """A trunk of one convolution and of what follows it."""
+
+    def __init__(self, step: Any) -> None:
+        super().__init__()
+        self.conv, self.step = nn.Conv2d(1, 1, 3, padding=1), step
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"pool": self.step(self.conv(x))}
+
+
+@pytest.mark.parametrize(
+    ("step", "name"),
+    [
+        (lambda x: functional.max_pool2d(x, 2), "node max_pool2d"),
+        (lambda x: x.flip(3), "node flip"),
+        (nn.LPPool2d(2, 2), r"the layer LPPool2d"),
+        (nn.ConvTranspose2d(1, 1, 2, stride=2), r"the layer ConvTranspose2d"),
+    ],
+)
+def test_what_is_not_known_to_keep_the_cells_in_their_places_is_refused(
+    step: Any, name: str
+) -> None:
+    """A pooling that is no module would be counted as if it had no window."""
+    with pytest.raises(ValueError, match=rf"where the cells of {name}.* take a layer"):
+        trace(fx.symbolic_trace(Pooled(step)))
+
+
+def test_a_layer_of_layers_is_seen_into() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pool, self.conv = nn.MaxPool2d(2), nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.pool(x)
+            return x + functional.relu(self.conv(x))
+
+    assert after(Block()) == CoordinateMap().conv(2, 2).conv(3, 1, 1)
+
+
 def light(backbone: str, stride: int, geometry: Any = "same") -> FCN:
     """A network of one class without memory for its weights."""
     with torch.device("meta"):

@@ -1,4 +1,5 @@
 import struct
+import tracemalloc
 import zlib
 from io import BytesIO
 from typing import Any, Literal
@@ -283,6 +284,40 @@ def rle(itemsize: int, height: int, width: int, num_runs: int, body: bytes) -> b
 def test_wrong_run_lengths(data: bytes) -> None:
     with pytest.raises((CorruptImage, TruncatedImage), match="run lengths"):
         decode_mask(data)
+
+
+@pytest.mark.parametrize("ending", [b"\1", b"\x81\x80\x80\x80\0"])
+def test_memory_for_run_lengths_is_in_proportion_to_the_pixels(ending: bytes) -> None:
+    """A run a pixel, its length in one byte and in five."""
+    side = 1500
+    data = rle(1, side, side, side**2, bytes(side**2) + ending * side**2)
+    tracemalloc.start()
+    try:
+        label = decode_mask(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert not label.any()
+    assert peak < 6 * label.size
+
+
+def test_run_lengths_of_many_pieces_come_back(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for size in (1, 300):
+        monkeypatch.setattr(masks, "_PIECE_BYTES", size)
+        for label in (scene(rng, 30, 40), rng.integers(0, 999, (20, 30), np.uint16)):
+            data = encode_mask(label, mask_format="rle")
+            np.testing.assert_array_equal(decode_mask(data), label)
+            with pytest.raises(CorruptImage, match="more than the"):
+                decode_mask(data + bytes(size))
+
+
+@given(st.lists(st.integers(1, 2**35 - 1), min_size=1, max_size=9), st.integers(1, 9))
+def test_numbers_are_read_across_the_ends_of_pieces(numbers: list[int], size: int) -> None:
+    data = masks._varints(np.array(numbers))
+    pieces = [data[start : start + size] for start in range(0, len(data), size)]
+    assert np.concatenate(list(masks._from_varints(pieces))).tolist() == numbers
 
 
 @settings(deadline=None, max_examples=200)

@@ -103,6 +103,16 @@ def test_several_processes_take_the_steps_of_one_with_two_heads(train: Train) ->
     assert_same_states(folder, 3)
 
 
+@pytest.mark.parametrize("ignore_index", [-1, 300])
+def test_a_rank_without_images_ignores_what_no_byte_holds(train: Train, ignore_index: int) -> None:
+    """The only image falls to the first rank; the second pads none to its size."""
+    config = settings(epochs=1, batch_size=2, recipe="reference", learning_rate=1e-3)
+    (alone,), whole = train(config, 1, "one", ignore_index=ignore_index)
+    ranks, folder = train(config, 2, "one", ignore_index=ignore_index)
+    assert ranks[0]["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    assert_close_states(whole / "rank-0", folder / "rank-0")
+
+
 def test_shared_statistics_are_those_of_the_whole_batch(train: Train) -> None:
     """In float64, over shares of three, one and no image: output, gradients, running figures."""
     _, folder = train(None, 3, "normalise")

@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 
+from fcn.model import FCN
 from fcn.recipes import RECIPES, TrainConfig, make_optimizer
 
 
@@ -14,6 +15,18 @@ def test_reference_recipe_doubles_the_rate_of_biases_and_spares_them_decay() -> 
     assert (by_size[4]["lr"], by_size[4]["weight_decay"]) == (1.0, 2.7e-9)
     assert (by_size[1]["lr"], by_size[1]["weight_decay"]) == (2.0, 0.0)
     assert {group["momentum"] for group in optimizer.param_groups} == {0.99}
+
+
+@pytest.mark.parametrize("recipe", ["modern", "reference_alexnet"])
+def test_upsampling_kernels_have_no_decay(recipe: str) -> None:
+    with torch.device("meta"):
+        net = FCN("squeezenet1_1", 2, 8, learnable_upsampling=True)
+    optimizer = make_optimizer(net, RECIPES[recipe], 1.0, frozenset())
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    decays = {names[p]: g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert decays["upscore.weight"] == decays["fuse.8.upscore2.weight"] == 0
+    assert decays["score_fr.weight"] == RECIPES[recipe].weight_decay
+    assert decays["score_fr.bias"] == 0
 
 
 def test_modern_recipe_warms_up_and_decays_to_nothing() -> None:

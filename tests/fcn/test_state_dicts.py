@@ -2,13 +2,19 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 
 from fcn.errors import CheckpointError
+from fcn.model import FCN
 from fcn.state_dicts import read_state_dict
+from fcn.weights import transplant
+from tests.fcn.caffe_files import caffemodel
+from tests.fcn.scenes import CLASSES
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -60,6 +66,40 @@ def test_pickles_of_other_things_are_refused(content: object, reason: str) -> No
     torch.save(content, file)
     with pytest.raises(CheckpointError, match=reason):
         read_state_dict(file.getvalue())
+
+
+LONG = 10_000 * "x"
+
+
+def packed(form: str) -> bytes:
+    """A weight of a long name."""
+    if form == "safetensors":
+        return save({LONG: torch.zeros(1)})
+    if form == "caffemodel":
+        return caffemodel({LONG: [np.zeros(1, np.float32)]})
+    file = io.BytesIO()
+    if form == "npz":
+        np.savez(file, **{LONG: np.zeros(1)})
+    else:
+        torch.save({LONG: torch.zeros(1)}, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("form", ["safetensors", "caffemodel", "npz", "pth"])
+def test_names_that_fill_no_message_are_refused(form: str) -> None:
+    with torch.device("meta"):
+        net = FCN("squeezenet1_1", 2)
+    with pytest.raises(CheckpointError, match=r"a name of 10,\d+ characters, 'xxx") as refused:
+        transplant(net, "x", CLASSES, lambda _: packed(form))
+    assert len(str(refused.value)) < 200
+
+
+def test_what_is_no_weight_is_not_shown_whole() -> None:
+    file = io.BytesIO()
+    torch.save({tuple(range(10_000)): torch.zeros(1)}, file)
+    with pytest.raises(CheckpointError, match=r"\(0, 1, 2, .* is no weight") as refused:
+        read_state_dict(file.getvalue())
+    assert len(str(refused.value)) < 300
 
 
 @pytest.mark.parametrize("legacy", [False, True])

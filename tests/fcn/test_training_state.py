@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from fcn.checkpoint import read_safetensors
 from fcn.errors import CheckpointError, TrainingError
 from fcn.input import TORCHVISION
-from fcn.training_state import transplant_of
+from fcn.training_state import pack, transplant_of
 from fcn.weights import Transplant
 from tests.fcn.scenes import squares
 from tests.fcn.trainers import (
@@ -90,6 +91,19 @@ def test_a_state_knows_where_the_first_weights_came_from() -> None:
     assert transplant_of(state) == first
     with pytest.raises(CheckpointError, match="not the state of a training"):
         transplant_of(save({"weight": torch.zeros(1)}))
+
+
+def test_a_state_of_other_groups_of_the_optimizer_is_taken_up() -> None:
+    """Such as of a version that had upsampling kernels among the weights that decay."""
+    samples, config = squares(1), settings(learnable_upsampling=True, stride=16)
+    training = trainer(config, samples)
+    next(training.run())
+    older = torch.optim.AdamW(training.net.parameters())
+    older.state.update(training._optimizer.state)
+    _, metadata = read_safetensors(training.state())
+    state = pack([(training.net, "net.")], older, metadata)
+    resumed = trainer(config, samples, state)
+    assert_same_state(resumed.state(), training.state())
 
 
 def test_what_does_not_decide_the_weights_may_change_between_states() -> None:

@@ -1,12 +1,22 @@
 """A trunk, its head and a 1 x 1 score are the classifier, cast fully convolutional."""
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models.vgg import VGG, cfgs, make_layers
 
 from fcn.geometry import after, trace
-from fcn.trunks import TRUNKS, classifier, convolutionalise, dropout_head, extract, linear_head
+from fcn.trunks import (
+    TRUNKS,
+    Backbone,
+    classifier,
+    convolutionalise,
+    dropout_head,
+    extract,
+    linear_head,
+)
 
 LINEAR = [name for name, row in TRUNKS.items() if row.head is linear_head]
 AVERAGED = [name for name in TRUNKS if name.startswith(("resnet", "googlenet", "regnet"))]
@@ -158,6 +168,10 @@ def test_a_head_has_the_dropout_of_the_classifiers_own_last_layers(name: str) ->
     expected = {"googlenet": [0.2], "squeezenet1_1": [0.5]}.get(name, [])
     found = [layer.p for layer in head.modules() if isinstance(layer, nn.Dropout)]
     assert found == ([0.5, 0.5] if name in LINEAR else expected)
+
+
+def test_settings_and_forms_offer_every_trunk_of_the_table() -> None:
+    assert get_args(Backbone) == tuple(TRUNKS)
 
 
 def test_every_trunk_is_proven_above() -> None:

@@ -295,3 +295,23 @@ def test_a_pickle_among_the_downloads_is_not_run(
     with pytest.raises(CheckpointError, match=r"weights of squeezenet1_1 cannot be had .*hub"):
         transplant(fcn.FCN("squeezenet1_1", 2), "imagenet", CLASSES)
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ([torch.zeros(1)], "holds a list; expected a state dict"),
+        ({"features.0.weight": 3}, "'features.0.weight' is no weight"),
+    ],
+)
+def test_a_download_that_holds_no_state_dict_is_named(
+    content: object, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    kept = tmp_path / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
+    kept.parent.mkdir(parents=True)
+    torch.save(content, kept)
+    with torch.device("meta"):
+        net = fcn.FCN("squeezenet1_1", 2)
+    with pytest.raises(CheckpointError, match=rf"cannot be had .*hub.*{reason}.*; remove"):
+        transplant(net, "imagenet", CLASSES)

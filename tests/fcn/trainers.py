@@ -30,16 +30,26 @@ def settings(**changes: Any) -> TrainConfig:
 
 
 def trainer(
-    config: TrainConfig, samples: Sequence[Pair], state: bytes | None = None, **changes: Any
+    config: TrainConfig,
+    samples: Sequence[Pair],
+    state: bytes | None = None,
+    *,
+    classes: Classes = CLASSES,
+    **changes: Any,
 ) -> Trainer:
     torch.manual_seed(config.seed)
-    net = FCN(config.backbone, len(CLASSES), config.stride)
+    net = FCN(
+        config.backbone,
+        len(classes),
+        config.stride,
+        learnable_upsampling=config.learnable_upsampling,
+    )
     options: dict[str, Any] = {
         "class_pixels": [900, 400],
         "transplant": Transplant(input=TORCHVISION),
     }
     return Trainer(
-        Model(net, CLASSES, TORCHVISION), samples, config, state=state, **(options | changes)
+        Model(net, classes, TORCHVISION), samples, config, state=state, **(options | changes)
     )
 
 

@@ -1,0 +1,11 @@
+"""How many processor cores there are for this process."""
+
+import os
+import sys
+
+
+def num_cores() -> int:
+    """Cores that this process may run on: a container or ``taskset`` may leave it few of many."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

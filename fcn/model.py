@@ -79,10 +79,10 @@ class Fuse(nn.Module):
         Where the coarse scores reach beyond the finer map they are cropped; where they
         begin inside it (only with the reference geometry), its scores are.
         """
-        upscore: Tensor = self.upscore2(score)
         crop = self.upscore2.crop
         if crop >= 0:
-            return fit(upscore, crop, *score_pool.shape[2:]) + score_pool
+            return self.upscore2.window(score, crop, *score_pool.shape[2:]) + score_pool
+        upscore: Tensor = self.upscore2(score)
         return upscore + fit(score_pool, -crop, *upscore.shape[2:])
 
 
@@ -182,7 +182,7 @@ class FCN(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Scores ``N x C x H x W`` of a normalised image batch ``N x in_channels x H x W``."""
         score = self.score(image)  # 1/8
-        return fit(self.upscore(score), self.upscore.crop, *image.shape[2:])  # 1/1
+        return self.upscore.window(score, self.upscore.crop, *image.shape[2:])  # 1/1
 
     def score(self, image: Tensor) -> Tensor:
         """The fused scores ``N x C x h x w`` at the network's stride, before the last upscore."""

@@ -71,8 +71,29 @@ class Upscore(nn.Module):
             return functional.conv_transpose2d(
                 score, self.weight.to(score.dtype), stride=self.factor, groups=score.shape[1]
             )
-        rows = self._matrix(score.shape[2], score)
-        columns = self._matrix(score.shape[3], score)
+        height, width = map(self._fine, score.shape[2:])
+        return self._product(score, 0, height, width)
+
+    def window(self, score: Tensor, first: int, height: int, width: int) -> Tensor:
+        """``self(score)[..., first : first + height, first : first + width]``.
+
+        With fixed kernels nothing else is computed, and the sizes of the result are those asked
+        for: formulas of the sizes of ``score``, which capture for export would have to resolve,
+        are not in them.
+
+        Args:
+            score: ``N x C x h x w``.
+            first: The first row and column.
+            height: Rows; no more than there are from ``first`` on.
+            width: Columns, likewise.
+        """
+        if self.weight is not None:
+            return fit(self(score), first, height, width)
+        return self._product(score, first, height, width)
+
+    def _product(self, score: Tensor, first: int, height: int, width: int) -> Tensor:
+        rows = self._matrix(score.shape[2], score, first, height)
+        columns = self._matrix(score.shape[3], score, first, width)
         return rows @ (score @ columns.T)
 
     def strips(
@@ -87,8 +108,8 @@ class Upscore(nn.Module):
             window = self(score)[..., top : top + height, left : left + width]
             yield from torch.split(window, num_rows, dim=2)
             return
-        rows = self._matrix(score.shape[2], score)[top : top + height]
-        columns = self._matrix(score.shape[3], score)[left : left + width]
+        rows = self._matrix(score.shape[2], score, top, height)
+        columns = self._matrix(score.shape[3], score, left, width)
         wide = score.permute(2, 0, 1, 3) @ columns.T  # h x N x C x width
         flat = wide.reshape(len(wide), -1)
         for weight in torch.split(rows, num_rows):
@@ -97,19 +118,24 @@ class Upscore(nn.Module):
             strip = weight[:, first:last] @ flat[first:last]
             yield strip.view(-1, *wide.shape[1:]).permute(1, 2, 0, 3)
 
-    def _matrix(self, cells: int, like: Tensor) -> Tensor:
-        """The weight of every coarse cell in every fine one, ``(factor * cells + …) x cells``."""
-        coarse = torch.arange(-self.border, cells + self.border, device=like.device)
-        # len() is a plain number, which an exported network would keep for images of any size.
-        size = self.factor * (coarse.shape[0] - 1) + self.kernel_size
-        fine = torch.arange(size, device=like.device)
-        place = self.factor * (coarse + self.border) + self.centre
-        weight = (1 - (fine[:, None] - place).abs() / self.factor).clamp(min=0)
-        matrix = weight[:, self.border : self.border + cells].clone()
-        if self.border:
-            matrix[:, 0] += weight[:, 0]
-            matrix[:, -1] += weight[:, -1]
-        return matrix.to(like.dtype)
+    def _fine(self, cells: int) -> int:
+        """How many fine cells there are over so many coarse ones."""
+        return self.factor * (cells + 2 * self.border - 1) + self.kernel_size
+
+    def _matrix(self, cells: int, like: Tensor, first: int, count: int) -> Tensor:
+        """Weights of the coarse cells in ``count`` fine ones from ``first`` on."""
+        coarse = torch.arange(cells, device=like.device)
+        fine = torch.arange(count, device=like.device)[:, None] + first
+        place = fine - (self.factor * self.border + self.centre)  # from coarse cell 0 on
+        weight = self._ramp(place - self.factor * coarse)
+        if self.border:  # the cells that are repeated before the first and behind the last one
+            weight = weight + (coarse == 0) * self._ramp(place + self.factor)
+            weight = weight + (coarse == cells - 1) * self._ramp(place - self.factor * cells)
+        return weight.to(like.dtype)
+
+    def _ramp(self, distance: Tensor) -> Tensor:
+        """The weight of a coarse cell that is so many fine cells away."""
+        return (1 - distance.abs() / self.factor).clamp(min=0)
 
 
 def fit(fine: Tensor, crop: int, height: int, width: int) -> Tensor:

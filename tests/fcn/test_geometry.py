@@ -11,6 +11,7 @@ from torch.nn import functional
 from fcn.geometry import CoordinateMap, after, trace, window
 from fcn.model import FCN
 from fcn.trunks import TRUNKS, linear_head
+from fcn.upsample import Upscore
 
 SIZES = [(640, 640), (375, 500), (501, 333), (360, 480), (97, 131)]
 SYSTEMS = [(name, stride) for name, row in TRUNKS.items() for stride in row.nodes]
@@ -200,11 +201,28 @@ def test_googlenet_sees_907_pixels_as_published() -> None:
 @pytest.mark.parametrize("geometry", ["same", "reference"])
 @pytest.mark.parametrize("backbone", ["vgg16", "alexnet", "caffenet"])
 def test_every_size_goes_through(backbone: str, geometry: str) -> None:
-    for stride in (32, 16, 8):
-        net = light(backbone, stride, geometry).eval()
-        for side in [*range(1, 40), 63, 64, 65, 97]:
-            image = torch.empty(1, 3, side, 131 - side, device="meta")
+    """What the coarser nets end on, the finest one has too, so that its maps serve all three.
+
+    Maps of one class are small: on "meta" their upsampling takes twenty times as long.
+    """
+    nets = {stride: light(backbone, stride, geometry).eval() for stride in (32, 16, 8)}
+    for side in [*range(1, 40), 63, 64, 65, 97]:
+        image = torch.empty(1, 3, side, 131 - side, device="meta")
+        maps = [torch.zeros(found.shape) for found in nets[8].score_maps(image)]
+        for count, net in enumerate(nets.values(), start=1):
+            score, *finer = maps[:count]
+            for fuse, pool in zip(net.fuse.values(), finer, strict=True):
+                assert fuse.upscore2.crop < 0 or reaches(fuse.upscore2, score, pool)  # type: ignore[union-attr]
+                score = fuse(score, pool)
+            assert reaches(net.upscore, score, image)
+            net.score = lambda _, score=score: score  # type: ignore[method-assign]
             assert net(image).shape == (1, 1, side, 131 - side)
+
+
+def reaches(upscore: Upscore, score: Tensor, target: Tensor) -> bool:
+    """Whether all cells of a finer map lie under upsampled scores."""
+    found = upscore(score).shape[2:]
+    return all(a >= upscore.crop + b for a, b in zip(found, target.shape[2:], strict=True))
 
 
 def test_paths_that_lie_at_different_places_cannot_join() -> None:

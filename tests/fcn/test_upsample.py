@@ -78,6 +78,22 @@ def test_strips_make_up_the_window(
         torch.testing.assert_close(torch.cat(strips, dim=2), expected)
 
 
+@pytest.mark.parametrize("learnable", [False, True])
+@pytest.mark.parametrize("replicate_border", [True, False])
+@pytest.mark.parametrize("offset", [0.0, 3.5])
+def test_a_window_is_a_part_of_the_whole(
+    learnable: bool, replicate_border: bool, offset: float
+) -> None:
+    options = {"replicate_border": replicate_border, "learnable": learnable}
+    up = Upscore(3, CoordinateMap(8, offset), PIXEL, **options)
+    for size in ((5, 7), (1, 1), (2, 1)):
+        whole = up(score := torch.randn(2, 3, *size))
+        height, width = (cells - 3 for cells in whole.shape[2:])
+        for first in (0, 3):
+            found = up.window(score, first, height, width)
+            torch.testing.assert_close(found, fit(whole, first, height, width))
+
+
 def test_upsampling_needs_a_finer_target() -> None:
     with pytest.raises(ValueError, match="cannot upsample stride 8 to stride 8"):
         Upscore(1, VGG, VGG, replicate_border=True)

@@ -4,7 +4,7 @@ Class names, keys and settings come from outside: the page escapes all of them, 
 itself to load anything.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from fcn.classes import Classes, Colour
 from fcn.draw import Panel, contact_sheet, png_bytes
 from tasks import markdown as md
 from tasks import stores
-from tasks.plots import DARK, LIGHT, Theme, plot_confusion, plot_curves, plot_images
+from tasks.plots import Plot, plot_confusion, plot_curves, plot_images
 from tasks.report_data import (
     BOUNDARY_NOTE,
     GROUPS,
@@ -65,18 +65,20 @@ def render(report: Report) -> dict[str, bytes]:
     and no examples.png without examples. Those of a further head are ``confusion_NAME.png`` and
     so on.
     """
-    files = {}
+    files, parts = {}, []
     for head, of_head in _heads(report).items():
-        files[_plot_name("confusion", head)] = plot_confusion(
-            of_head.result.scores, of_head.classes
-        )
-        if images := _plot_images(of_head, LIGHT):
-            files[_plot_name("images", head)] = images
-        if curves := plot_curves(of_head.metrics):
-            files["curves.png"] = curves
+        plots = {
+            "curves": plot_curves(of_head.metrics),
+            "confusion": plot_confusion(of_head.result.scores, of_head.classes),
+            "images": plot_images([image.mean_iu for image in of_head.result.images]),
+        }
+        for name, plot in plots.items():
+            if plot:
+                files[_plot_name(name, head)] = plot.light
         if of_head.examples:
             files[_plot_name("examples", head)] = png_bytes(_sheet(of_head))
-    files["report.html"] = _page(report, files).encode("utf-8", "replace")
+        parts.append(_part(of_head, plots))
+    files["report.html"] = _page(report, parts).encode("utf-8", "replace")
     return files
 
 
@@ -152,7 +154,7 @@ def _sections(report: Report, files: Mapping[str, bytes], head: str) -> list[str
     return parts
 
 
-def _page(report: Report, files: Mapping[str, bytes]) -> str:
+def _page(report: Report, parts: Sequence[Mapping[str, Any]]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -160,34 +162,26 @@ def _page(report: Report, files: Mapping[str, bytes]) -> str:
     )
     return environment.get_template("report.html.j2").render(
         report=report,
-        parts=[_part(of_head, files, head) for head, of_head in _heads(report).items()],
+        parts=parts,
         boundary_note=BOUNDARY_NOTE,
         plot=_plot_html,
     )
 
 
-def _part(report: Report, files: Mapping[str, bytes], head: str) -> dict[str, Any]:
+def _part(report: Report, plots: Mapping[str, Plot | None]) -> dict[str, Any]:
     """What the page shows of one head."""
-    curves, images = plot_curves(report.metrics, DARK), _plot_images(report, DARK)
-    confusion = plot_confusion(report.result.scores, report.classes, DARK)
     return {
+        **plots,
         "title": report.title,
         "headline": headline(report),
         "class_rows": list(class_rows(report)),
-        "curves": (files["curves.png"], curves) if curves else None,
-        "confusion": (files[_plot_name("confusion", head)], confusion),
-        "images": (files[_plot_name("images", head)], images) if images else None,
         "interval_note": interval_note(report),
         "hardest": report.hardest,
         "examples": _shown(report),
     }
 
 
-def _plot_images(report: Report, theme: Theme) -> bytes | None:
-    return plot_images([image.mean_iu for image in report.result.images], theme)
-
-
-def _plot_html(plot: tuple[bytes, bytes], alt: str) -> Markup:
+def _plot_html(plot: Plot, alt: str) -> Markup:
     """A plot in its light and its dark version; the page shows the one that fits."""
     light, dark = (md.data_url(data, "image/png") for data in plot)
     return Markup(

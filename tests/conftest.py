@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import certifi
 import numpy as np
 import pytest
 
@@ -26,6 +27,13 @@ os.environ |= {
 }
 for name in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_PROFILE"):
     os.environ.pop(name, None)
+
+# Each of Prefect's clients reads its certificates, also for a server without TLS, and each flow
+# run makes several: all of certifi's take 30 ms, one takes none.
+_CERTIFICATE = Path(_PREFECT_HOME, "certificate.pem")
+_first, _end, _ = Path(certifi.where()).read_text("utf-8").partition("-----END CERTIFICATE-----\n")
+_CERTIFICATE.write_text(_first + _end, encoding="utf-8")
+os.environ["PREFECT_API_SSL_CERT_FILE"] = str(_CERTIFICATE)
 
 _DATA = Path(
     os.environ.get("FCN_DATA", Path(__file__).resolve().parents[1].parent / "shared" / "data")
@@ -44,29 +52,38 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[Path]:
+def prefect_server(pytestconfig: pytest.Config) -> Iterator[Path]:
     """One Prefect server with an empty database for the whole session (up to 30 s to start).
 
     Gives a file with a copy of that database, as it was when the server had started: another
-    server that starts with it has no tables to make, which takes eight seconds.
+    server that starts with it has no tables to make, which takes eight seconds. The next session
+    finds it in pytest's cache.
 
     Flow runs of this process send no heartbeats: each would wait a second for their thread when
     it ends. Other processes do as pyproject.toml says.
     """
+    import prefect
     from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY as HEARTBEATS
     from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL as DATABASE
     from prefect.settings import temporary_settings
-    from prefect.testing.utilities import prefect_test_harness
+    from prefect.testing import utilities
 
-    with (
-        prefect_test_harness(server_startup_timeout=120),
-        temporary_settings({HEARTBEATS: None}),
-    ):
-        copy = Path(_PREFECT_HOME, "empty.db")
-        own = DATABASE.value().removeprefix("sqlite+aiosqlite:///")
-        with closing(sqlite3.connect(own)) as source, closing(sqlite3.connect(copy)) as target:
-            source.backup(target)
-        yield copy
+    empty = pytestconfig.cache.mkdir("prefect") / f"empty-{prefect.__version__}.db"
+    place = Path(tempfile.mkdtemp())
+    if empty.exists():
+        shutil.copyfile(empty, place / "prefect-test.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utilities, "mkdtemp", lambda: str(place))  # which the harness removes
+        harness = utilities.prefect_test_harness(server_startup_timeout=120)
+        with harness, temporary_settings({HEARTBEATS: None}):
+            copy = Path(_PREFECT_HOME, "empty.db")
+            own = DATABASE.value().removeprefix("sqlite+aiosqlite:///")
+            with closing(sqlite3.connect(own)) as source, closing(sqlite3.connect(copy)) as target:
+                source.backup(target)
+            if not empty.exists():
+                shutil.copyfile(copy, place / "copy")
+                (place / "copy").replace(empty)
+            yield copy
 
 
 @dataclass(frozen=True)

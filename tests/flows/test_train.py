@@ -17,6 +17,7 @@ from prefect.client.schemas.filters import (
     ArtifactFilterFlowRunId,
     ArtifactFilterType,
 )
+from prefect.settings import get_current_settings
 
 import fcn
 from fcn.errors import CheckpointError
@@ -109,7 +110,10 @@ def test_a_killed_training_resumes_to_the_same_bits(
         f"TrainConfig.model_validate_json({config.model_dump_json()!r}))"
     )
     state = tmp_path / "killed" / "state" / "state.safetensors"
-    process = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
+    server = get_current_settings().to_environment_variables(exclude_unset=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], env=os.environ | server, start_new_session=True
+    )
     deadline = time.monotonic() + 200
     try:
         while not state.exists():

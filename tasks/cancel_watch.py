@@ -21,9 +21,11 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.flows import Flow
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled
 
+from tasks.notify import notify
 from tasks.urls import redact_text
 
 LOOK = 15.0
@@ -47,14 +49,17 @@ def watch_for_cancel() -> None:
     """
     context = FlowRunContext.get()
     run = context and context.flow_run
-    if not run or run.deployment_id is None or run.id in _watched:
+    flow = context and context.flow
+    if not (run and flow) or run.deployment_id is None or run.id in _watched:
         return
     _watched.add(run.id)
     here = contextvars.copy_context()
-    threading.Thread(target=here.run, args=(_watch, run), name="cancel-watch", daemon=True).start()
+    threading.Thread(
+        target=here.run, args=(_watch, flow, run), name="cancel-watch", daemon=True
+    ).start()
 
 
-def _watch(run: FlowRun) -> None:
+def _watch(flow: Flow[..., Any], run: FlowRun) -> None:
     seen: float | None = None
     told: set[type[Exception]] = set()
     # A client that asks again waits up to two minutes for its turn; here the next look will do.
@@ -68,7 +73,7 @@ def _watch(run: FlowRun) -> None:
                 elif seen is None:
                     seen = time.monotonic()
                 elif time.monotonic() - seen >= PATIENCE:
-                    _end(client, run)
+                    _end(client, flow, run)
             except ObjectNotFound:  # somebody has deleted the run
                 return
             except Exception as error:  # noqa: BLE001 - whatever it is, the next look may do
@@ -98,11 +103,12 @@ def _is_cancelled(client: SyncPrefectClient, run: FlowRun) -> bool:
     return state is not None and (state.is_cancelling() or state.is_cancelled())
 
 
-def _end(client: SyncPrefectClient, run: FlowRun) -> None:
-    """Mark the run as cancelled, then end this process and all that hang on it."""
+def _end(client: SyncPrefectClient, flow: Flow[..., Any], run: FlowRun) -> None:
+    """Mark the run as cancelled and tell the webhook, then end this process and its own."""
     _log.warning("cancelled, and no worker has ended this run in %.0f s: it ends itself", PATIENCE)
     state: State[Any] = Cancelled(message="ended itself: its worker had not heard of the cancel")
     client.set_flow_run_state(run.id, state, force=True)
+    notify(flow, run, state)  # no hook is called of this end
     # The engine's own object: on SIGTERM it reports a crash of a run that is not final.
     run.state = state
     os.kill(os.getpid(), signal.SIGTERM)

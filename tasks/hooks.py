@@ -36,7 +36,7 @@ HOOKS: Hooks = {
     "on_completion": [notify],
     "on_failure": [notify],
     "on_crashed": [settle, notify],
-    "on_cancellation": [settle],  # the worker runs it, when the processes are gone
+    "on_cancellation": [settle, notify],  # the worker runs it, when the processes are gone
 }
 
 _BEGUN_OR_ENDED = re.compile(

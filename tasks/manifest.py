@@ -13,8 +13,10 @@ in pages; memory holds one page.
 
 import re
 import tempfile
+import threading
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ from fcn.classes import Classes
 from tasks import stores
 from tasks.pages import PAGE_ROWS, SCHEMA, complete, paged, rechunk, to_entries
 from tasks.stores import Entry, StoreError
+
+_KEPT_PAGES = 2
+"""Pages that a manifest keeps: shards at work together are neighbours, at most on two pages."""
 
 _CARD = b"fcn.run"
 _RUN = re.compile(r"run=(\d{5,})/manifest\.parquet")
@@ -117,13 +122,20 @@ class Manifest:
         return min(self.card.images_per_shard, self.num_rows - shard * self.card.images_per_shard)
 
     def shard(self, number: int) -> list[Entry]:
-        """The images of one shard, in order."""
-        first = number * self.card.images_per_shard
-        with stores.open_input(manifest_url(self.output_url, self.card.run)) as file:
-            parquet = pq.ParquetFile(file)
-            page, start = divmod(first, parquet.metadata.row_group(0).num_rows)
-            table = parquet.read_row_group(page).slice(start, self.card.images_per_shard)
-        return list(to_entries(complete(table)))
+        """The images of one shard, in order. Can be called from several threads.
+
+        The file's footer and its last pages are kept with this object: of neighbouring shards
+        one reads. A copy in another process reads for itself.
+
+        Raises:
+            StoreError: the manifest cannot be read.
+        """
+        images = self.card.images_per_shard
+        return list(to_entries(complete(self._pages.rows(number * images, images))))
+
+    @cached_property
+    def _pages(self) -> "_Pages":
+        return _Pages(manifest_url(self.output_url, self.card.run))
 
     def pages(self) -> Iterator[pa.Table]:
         """All images as pages of entries, in order."""
@@ -141,6 +153,39 @@ class Manifest:
         wanted = pa.array(sorted(keys), pa.string())
         found = (page.filter(pc.is_in(page["key"], value_set=wanted)) for page in self.pages())
         return {entry.key: entry for page in found for entry in to_entries(page)}
+
+
+class _Pages:
+    """Rows of a manifest, of which the footer and a few pages stay in memory.
+
+    It is pickled without them, and it holds no open file.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._lock = threading.Lock()
+        self._footer: pq.FileMetaData | None = None
+        self._kept: dict[int, pa.Table] = {}
+
+    def __reduce__(self) -> tuple[type["_Pages"], tuple[str]]:
+        return _Pages, (self.url,)
+
+    def rows(self, first: int, num_rows: int) -> pa.Table:
+        """So many rows, all of one page: those of a shard are."""
+        with self._lock:
+            if self._footer is None:
+                with stores.open_input(self.url) as file:
+                    self._footer = pq.ParquetFile(file).metadata
+            number, start = divmod(first, self._footer.row_group(0).num_rows)
+            page = self._kept.pop(number, None)
+            if page is None:
+                with stores.open_input(self.url) as file:
+                    page = pq.ParquetFile(file, metadata=self._footer).read_row_group(number)
+            if num_rows < page.num_rows:  # else no other shard has rows of it
+                self._kept[number] = page
+                if len(self._kept) > _KEPT_PAGES:
+                    del self._kept[next(iter(self._kept))]
+        return page.slice(start, num_rows)
 
 
 def manifest_name(run: int) -> str:

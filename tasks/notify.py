@@ -23,6 +23,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.states import Cancelled
 from prefect.utilities.urls import url_for
 
 from tasks import stores
@@ -43,19 +44,26 @@ MAX_MESSAGE_LENGTH = 2000
 
 
 def notify(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Post how a run has ended: a hook for completion, failure and crash.
+    """Post how a run has ended: a hook for completion, failure, crash and cancel.
 
     Runs within another run are not told of; the outer one is. A webhook that fails costs a
     warning, never the run. Of a crash the server's word counts, which `tasks.settle` may have
-    changed: a run that crashed while it was being cancelled ends as cancelled.
+    changed: a run that crashed while it was being cancelled ends as cancelled. Its worker, which
+    runs the hooks of a cancel before it reports the end, then leaves it at that.
     """
     if flow_run.parent_task_run_id is not None:
         return
     try:
-        if url := _webhook_url():
-            ended = _final_state(flow_run, state) if state.is_crashed() else state
-            _post(url, summary(flow, flow_run, ended))
-            flow_run_logger(flow_run, flow).info("the webhook was told")
+        if not (url := _webhook_url()):
+            return
+        if state.is_crashed():
+            state = _final_state(flow_run) or state
+        elif state.is_cancelling():
+            if _final_state(flow_run):
+                return
+            state = Cancelled(message=state.message)
+        _post(url, summary(flow, flow_run, state))
+        flow_run_logger(flow_run, flow).info("the webhook was told")
     except Exception as error:  # noqa: BLE001 - the run has ended as it has
         # Not the error's text, which may hold the URL; the code is that of an HTTP answer.
         flow_run_logger(flow_run, flow).warning(
@@ -94,15 +102,14 @@ def summary(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> dict[
     }
 
 
-def _final_state(flow_run: FlowRun, state: State[Any]) -> State[Any]:
-    """The final state that the server knows, else the one that the hook was given."""
-    # A client that asks again waits for minutes; a crash is told also where the server is away.
+def _final_state(flow_run: FlowRun) -> State[Any] | None:
+    """The final state that the server knows of the run, if it answers and knows one."""
+    # A client that asks again waits for minutes; an end is told also where the server is away.
     once = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
     with suppress(httpx.HTTPError, ObjectNotFound), once, get_client(sync_client=True) as client:
         known = client.read_flow_run(flow_run.id).state
-        if known and known.is_final():
-            return known
-    return state
+        return known if known and known.is_final() else None
+    return None
 
 
 def _counts(state: State[Any]) -> dict[str, int] | None:

@@ -56,7 +56,7 @@ def test_every_flow_tells_of_its_end_and_settles_what_a_killed_process_left(verb
     assert flow.on_completion_hooks == [notify]
     assert flow.on_failure_hooks == [notify]
     assert flow.on_crashed_hooks == [settle, notify]
-    assert flow.on_cancellation_hooks == [settle]
+    assert flow.on_cancellation_hooks == [settle, notify]
     assert flow.on_running_hooks == [settle]
 
 

@@ -18,16 +18,24 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, get_current_settings
 from prefect.states import Cancelling, Pending
 
+from tests.receiver import receiving
 from tests.tasks.cancelling import long
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_cancelled_run_that_nobody_ends_ends_itself(prefect_server):
-    with begun() as (run, running):
-        cancel(run)
-        running.wait(30)
+def test_a_cancelled_run_that_nobody_ends_ends_itself_and_tells_the_webhook(
+    prefect_server, monkeypatch
+):
+    with receiving() as receiver:
+        monkeypatch.setenv("FCN_WEBHOOK_URL", receiver.url)
+        with begun() as (run, running):
+            cancel(run)
+            running.wait(30)
     assert state_of(run) == "Cancelled"
+    [told] = receiver.bodies
+    assert (told["run_id"], told["state"]) == (str(run.id), "Cancelled")
+    assert told["message"] == "ended itself: its worker had not heard of the cancel"
 
 
 def test_a_proxy_that_answers_in_place_of_the_server_does_not_end_the_watching(

@@ -1,5 +1,6 @@
 """The manifest lists the images of a collection, once, and fixes the shards."""
 
+import pickle
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -87,3 +88,31 @@ def test_manifest_without_containers_is_still_read(tmp_path: Path) -> None:
     older = pq.read_table(url).select(["key", "url", "size", "etag"])
     pq.write_table(older, url)
     assert list(manifests.read(str(tmp_path), 0).entries()) == wanted == manifest.shard(0)
+
+
+def test_neighbouring_shards_read_the_file_once_and_a_copy_reads_for_itself(tmp_path: Path) -> None:
+    """Shown by what is still known when the file is gone: two pages of 10,000 rows, no more."""
+    wanted = entries([f"{number:06d}.jpg" for number in range(30_000)])
+    manifest = planned(str(tmp_path), wanted, PredictConfig(images_per_shard=1_000))
+    shards = [0, 10, 20, 11]
+    with ThreadPoolExecutor(1) as threads:
+        assert [found[0] for found in threads.map(manifest.shard, shards)] == [
+            wanted[1_000 * number] for number in shards
+        ]
+    copy = pickle.loads(pickle.dumps(manifest))
+    assert copy == manifest
+    assert copy.shard(29) == wanted[29_000:]
+    stores.remove(manifests.manifest_url(str(tmp_path), 0))
+    assert manifest.shard(19) + manifest.shard(20) == wanted[19_000:21_000]
+    for other, shard in ((manifest, 0), (copy, 0), (pickle.loads(pickle.dumps(copy)), 29)):
+        with pytest.raises(StoreError, match="manifest"):
+            other.shard(shard)
+
+
+def test_shards_asked_for_at_once_are_the_same_rows(tmp_path: Path) -> None:
+    wanted = entries([f"{number:06d}.jpg" for number in range(40_000)])
+    manifest = planned(str(tmp_path), wanted, PredictConfig(images_per_shard=700))
+    order = [number * 37 % manifest.num_shards for number in range(manifest.num_shards)]
+    with ThreadPoolExecutor(8) as threads:
+        found = dict(zip(order, threads.map(manifest.shard, order), strict=True))
+    assert [entry for number in sorted(found) for entry in found[number]] == wanted

@@ -1,3 +1,4 @@
+import asyncio
 import logging
 from collections.abc import Iterator
 
@@ -5,8 +6,9 @@ import pytest
 from prefect import flow
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
+from prefect.runner._hook_runner import HookRunner
 from prefect.runtime import flow_run
-from prefect.states import Cancelling
+from prefect.states import Cancelled, Cancelling, Running
 
 from tasks import notify
 from tasks.hooks import HOOKS
@@ -98,6 +100,41 @@ def test_a_run_that_crashed_while_it_was_being_cancelled_is_told_as_it_ended(rec
         ended = client.read_flow_run(told["run_id"]).state
     assert (told["state"], told["message"]) == ("Cancelled", ended.message)
     assert ended.name == "Cancelled"
+
+
+def being_cancelled(client):
+    """A run that somebody has cancelled, and whose process its worker has ended."""
+    run = client.create_flow_run(failing, name="a long run", state=Running())
+    client.set_flow_run_state(run.id, Cancelling())
+    return client.read_flow_run(run.id)
+
+
+def worker_says(run):
+    """What a worker does then, before it tells the server: the hooks, by Prefect's own runner."""
+
+    async def resolve(_):
+        return failing
+
+    said = Cancelling(message="Flow run was cancelled.")
+    asyncio.run(HookRunner(resolve_flow=resolve).run_cancellation_hooks(run, said))
+
+
+def test_a_cancelled_run_is_told_by_its_worker(receiver):
+    with get_client(sync_client=True) as client:
+        worker_says(being_cancelled(client))
+    [told] = receiver.bodies
+    assert (told["state"], told["message"]) == ("Cancelled", "Flow run was cancelled.")
+    assert told["run"] == "a long run"
+    assert told["text"].startswith("failing Cancelled after ")
+
+
+def test_a_cancelled_run_whose_end_is_known_is_not_told_again(receiver):
+    """It crashed, or ended itself: then it was told by its own process."""
+    with get_client(sync_client=True) as client:
+        run = being_cancelled(client)
+        client.set_flow_run_state(run.id, Cancelled(), force=True)
+        worker_says(run)
+    assert receiver.bodies == []
 
 
 def test_a_run_within_another_is_not_told(receiver, caplog):

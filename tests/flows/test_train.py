@@ -18,6 +18,7 @@ from prefect.client.schemas.filters import (
     ArtifactFilterType,
 )
 from prefect.settings import get_current_settings
+from prefect.states import State
 
 import fcn
 from fcn.errors import CheckpointError
@@ -33,6 +34,18 @@ from tasks.stores import StoreError
 from tests.tasks.labelled import make_dataset
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
+
+Trained = tuple[str, Path, State[Any]]
+
+
+@pytest.fixture(scope="module")
+def trained(prefect_server: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A dataset, the folder of a run that was trained on it, and the state it ended in."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        url, run = dataset(folder), folder / "run"
+        return url, run, train(url, str(run), settings(), return_state=True)
 
 
 @pytest.fixture(autouse=True)
@@ -61,9 +74,9 @@ def test_a_training_that_cannot_begin_leaves_its_place_free(tmp_path: Path) -> N
     assert Path(train(url, run_url, settings(epochs=1)).model_url).is_file()
 
 
-def test_a_run_leaves_model_metrics_and_report(tmp_path: Path) -> None:
-    summary = train(dataset(tmp_path), str(tmp_path / "run"), settings())
-    run = tmp_path / "run"
+def test_a_run_leaves_model_metrics_and_report(trained: Trained) -> None:
+    _, run, state = trained
+    summary = state.result()
     assert {path.name for path in run.iterdir()} >= {
         "model.safetensors", "metrics.jsonl", "report.html", "state", "curves.png", "confusion.png",
     }  # fmt: skip
@@ -77,22 +90,20 @@ def test_a_run_leaves_model_metrics_and_report(tmp_path: Path) -> None:
     assert [row["epoch"] for row in rows if "mean_iu" in row] == [1, 2]
 
 
-def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:
-    url = dataset(tmp_path)
-    first = train(url, str(tmp_path / "run"), settings())
-    before = (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns
-    again = train(url, str(tmp_path / "run"), settings())
-    assert again == first
-    assert (tmp_path / "run" / "model.safetensors").stat().st_mtime_ns == before
+def test_a_finished_run_is_left_alone(trained: Trained) -> None:
+    url, run, first = trained
+    before = (run / "model.safetensors").stat().st_mtime_ns
+    again = train(url, str(run), settings())
+    assert again == first.result()
+    assert (run / "model.safetensors").stat().st_mtime_ns == before
 
 
-def test_another_configuration_at_the_same_run_url_is_refused(tmp_path: Path) -> None:
-    url = dataset(tmp_path)
-    train(url, str(tmp_path / "run"), settings(epochs=1))
-    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+def test_another_configuration_at_the_same_run_url_is_refused(trained: Trained) -> None:
+    url, run, _ = trained
+    before = (run / "model.safetensors").read_bytes()
     with pytest.raises(RunError, match="seed 0 there, 1 now"):
-        train(url, str(tmp_path / "run"), settings(epochs=1, seed=1))
-    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+        train(url, str(run), settings(seed=1))
+    assert (run / "model.safetensors").read_bytes() == before
 
 
 def test_a_killed_training_resumes_to_the_same_bits(
@@ -230,12 +241,11 @@ def test_training_and_evaluation_on_s3(s3: Any) -> None:
     assert scores.num_images == 3
 
 
-def test_the_ui_shows_figures_and_pictures(tmp_path: Path) -> None:
-    url = dataset(tmp_path)
-    state = train(url, str(tmp_path / "run"), settings(epochs=1), return_state=True)
+def test_the_ui_shows_figures_and_pictures(trained: Trained) -> None:
+    url, folder, state = trained
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(state.state_details.flow_run_id)
-        assert run.name == f"{url} -> {tmp_path / 'run'}"
+        assert run.name == f"{url} -> {folder}"
         artifacts = client.read_artifacts(
             artifact_filter=ArtifactFilter(
                 flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]),

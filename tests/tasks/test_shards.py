@@ -2,9 +2,8 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,7 @@ from tasks.plan import plan_run
 from tasks.predict_config import PredictConfig
 from tasks.shards import mask_saver, summarise, write_part, write_part_with
 from tests.tasks.pictures import Brightness, encoded, pixels, put, save_model
-
-ROOT = Path(__file__).resolve().parents[2]
-
-# What the flow does, without Prefect, for a process that can be killed.
-RUN = """
-import sys
-from tasks import parts
-from tasks.plan import plan_run
-from tasks.predict_config import PredictConfig
-from tasks.shards import write_part
-
-collection, model, output = sys.argv[1:]
-config = PredictConfig(images_per_shard=5, max_failed=1)
-plan = plan_run(collection, model, output, config)
-for number in plan.missing:
-    write_part(plan.manifest, number, model, config)
-parts.write_index(output, plan.manifest.card.model.label_classes())
-"""
+from tests.tasks.shard_writer import started
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +27,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_model(tmp_path_factory.mktemp("model") / "model.safetensors")
 
 
-def start(*urls: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", RUN, *urls],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-    )
-
-
-def finish(process: subprocess.Popen[bytes]) -> None:
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors.decode()
+def finish(process: BaseProcess) -> None:
+    process.join(120)
+    assert process.exitcode == 0
 
 
 def part_bytes(output: str) -> dict[str, bytes]:
@@ -70,23 +43,24 @@ def test_killed_runs_end_like_an_undisturbed_one(
     collection, calm, stormy = (str(tmp_path / name) for name in ("in", "calm", "stormy"))
     images = {f"{index:02}.png": encoded(pixels(rng, 90 + index % 4, 120)) for index in range(60)}
     put(collection, {**images, "17.png": b"no image", "30.png": images["30.png"][:200]})
-    undisturbed = start(collection, model, calm)
+    undisturbed = started(collection, model, calm)
 
     counts = []
     for num_parts in sorted(rng.choice(np.arange(1, 10), size=3, replace=False)):
-        process = start(collection, model, stormy)
-        while len(part_bytes(stormy)) < num_parts and process.poll() is None:
+        process = started(collection, model, stormy)
+        while len(part_bytes(stormy)) < num_parts and process.is_alive():
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.1))
         process.kill()
-        process.communicate()
+        process.join()
         counts.append(len(part_bytes(stormy)))
-    zombie, other = start(collection, model, stormy), start(collection, model, stormy)
-    while len(part_bytes(stormy)) == counts[-1] and zombie.poll() is None:
+    zombie, other = started(collection, model, stormy), started(collection, model, stormy)
+    while len(part_bytes(stormy)) == counts[-1] and zombie.is_alive():
         time.sleep(0.005)
-    zombie.send_signal(signal.SIGSTOP)
+    assert zombie.pid is not None
+    os.kill(zombie.pid, signal.SIGSTOP)
     finish(other)
-    zombie.send_signal(signal.SIGCONT)
+    os.kill(zombie.pid, signal.SIGCONT)
     for process in (undisturbed, zombie):
         finish(process)
 

@@ -68,8 +68,9 @@ def prefect_server(pytestconfig: pytest.Config) -> Iterator[Path]:
     from prefect.settings import temporary_settings
     from prefect.testing import utilities
 
-    empty = pytestconfig.cache.mkdir("prefect") / f"empty-{prefect.__version__}.db"
     place = Path(tempfile.mkdtemp())
+    cache = getattr(pytestconfig, "cache", None)  # not with -p no:cacheprovider
+    empty = (cache.mkdir("prefect") if cache else place) / f"empty-{prefect.__version__}.db"
     if empty.exists():
         shutil.copyfile(empty, place / "prefect-test.db")
     with pytest.MonkeyPatch.context() as patch:

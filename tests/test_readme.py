@@ -36,7 +36,7 @@ def place(tmp_path_factory, prefect_server):
     place = tmp_path_factory.mktemp("readme")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        make_scenes(".", num_train=6, num_val=3, num_unlabelled=12)
+        make_scenes(".", num_train=4, num_val=2, num_unlabelled=12)
         photo = next(path for path in Path("unlabelled").rglob("*.jpg") if "dam" not in path.name)
         Path("photo.jpg").write_bytes(photo.read_bytes())
         for command in VERB_COMMANDS:

@@ -21,17 +21,17 @@ from tests.tasks.labelled import make_dataset
 
 _SCRIPT = """
 import logging, signal, sys
+from pathlib import Path
 from fcn.recipes import TrainConfig
 from tasks.dataset import read_info
 from tasks.runs import claim
 from tasks.torchrun import train_over_ranks
-from tasks.training import make_trainer
 
 signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 config = TrainConfig.model_validate_json(sys.argv[3])
 info = read_info(sys.argv[1])
 run = claim(sys.argv[2], info, config)
-state = make_trainer(info, config, run.read_state()).state()
+state = Path(sys.argv[4]).read_bytes()
 train_over_ranks(
     info, run, config, state, count=2, logger=logging.getLogger(),
     advance=lambda count, _: print(count, flush=True),
@@ -81,7 +81,10 @@ def is_running(pid: int) -> bool:
 
 def start(tmp_path: Path, config: TrainConfig) -> "subprocess.Popen[bytes]":
     """A process that trains over two ranks, and has taken its first step."""
-    arguments = [str(tmp_path / "set"), str(tmp_path / "run"), config.model_dump_json()]
+    info = make_dataset(str(tmp_path / "set"))
+    state = tmp_path / "state"
+    state.write_bytes(make_trainer(info, config, None).state())
+    arguments = [info.url, str(tmp_path / "run"), config.model_dump_json(), str(state)]
     process = subprocess.Popen(
         [sys.executable, "-c", _SCRIPT, *arguments], stdout=subprocess.PIPE, start_new_session=True
     )
@@ -94,7 +97,6 @@ def start(tmp_path: Path, config: TrainConfig) -> "subprocess.Popen[bytes]":
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_no_process_outlives_the_one_that_trains(tmp_path: Path, number: signal.Signals) -> None:
     """torchrun, two ranks, and the processes that decode for each."""
-    make_dataset(str(tmp_path / "set"))
     process = start(tmp_path, settings(epochs=2000, num_workers=1))
     family = descendants(process.pid)
     try:

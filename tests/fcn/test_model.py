@@ -2,9 +2,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from fcn.model import FCN
-from fcn.trunks import TRUNKS, build, convolutionalise
+from fcn.trunks import TRUNKS, build, classifier, convolutionalise
 
 PARAMETERS = {32: 134_346_581, 16: 134_357_354, 8: 134_362_751}
 
@@ -148,3 +150,66 @@ def test_maps_have_one_cell_for_every_stride_begun(backbone: str) -> None:
     for stride, cells in maps.items():
         expected = -(-97 // int(stride)), -(-131 // int(stride))
         assert cells.shape[2:] == expected
+
+
+def googlenet_map(net: Any, x: Tensor) -> Tensor:
+    """inception5b, with every pooling of 3 x 3 padded on both sides."""
+    for name, layer in net.named_children():
+        if name in {"maxpool1", "maxpool2", "maxpool3"}:
+            x = functional.max_pool2d(x, 3, 2, padding=1)
+        elif name == "avgpool":
+            return x
+        elif not name.startswith("aux"):
+            x = layer(x)
+    raise AssertionError("no pooling at the end")
+
+
+LAST_MAPS = {
+    "regnet_x_400mf": lambda net, x: net.trunk_output(net.stem(x)),
+    "mobilenet_v3_small": lambda net, x: net.features(x),
+    "googlenet": googlenet_map,
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backbone", LAST_MAPS)
+def test_the_smallest_images_are_scored_as_the_classifier_sees_them(backbone: str) -> None:
+    """Of 1 x 1 every map has one cell, and the scores are the sum of what is scored there."""
+    torch.manual_seed(0)
+    net = FCN(backbone, 3).eval()
+    for layer in [net.score_fr, *(fuse.score_pool for fuse in net.fuse.values())]:
+        torch.nn.init.normal_(layer.weight)  # type: ignore[arg-type]
+    source = classifier(backbone).eval()
+    source.load_state_dict(net.trunk.state_dict(), strict=False)
+    image = torch.randn(2, 3, 1, 40)
+    for size in (1, 40):
+        part = image[..., :size]
+        *_, last = net.trunk(part).values()
+        assert last.shape[2:] == (1, -(-size // 32))
+        assert last.std() > 0
+        torch.testing.assert_close(last, LAST_MAPS[backbone](source, part))
+        assert net(part).shape == (2, 3, 1, size)
+    pixel = image[..., :1]
+    torch.testing.assert_close(net(pixel), sum(net.score_maps(pixel)))
+
+
+@torch.no_grad()
+def test_constant_scores_stay_constant_to_the_border() -> None:
+    """In the reference geometry they fade: AlexNet's corner lies 19/32 within its first cell."""
+    bias = torch.tensor([3.0, -2.0])
+    net = FCN("squeezenet1_1", 2, 4).eval()
+    for layer in [net.score_fr, *(fuse.score_pool for fuse in net.fuse.values())]:
+        layer.bias.copy_(bias)  # type: ignore[union-attr, operator]
+    flat = (3 * bias)[None, :, None, None].expand(1, 2, 37, 50)  # of strides 16, 8 and 4
+    torch.testing.assert_close(net(torch.randn(1, 3, 37, 50)), flat)
+
+    with torch.device("meta"):
+        net = FCN("alexnet", 2, 32, "reference")
+    net = net.to_empty(device="cpu").eval()
+    for parameter in net.parameters():
+        parameter.zero_()
+    net.score_fr.bias.copy_(bias)  # type: ignore[union-attr]
+    scores = net(torch.randn(1, 3, 64, 70))[0]
+    torch.testing.assert_close(scores[:, 0, 0], bias * (19 / 32) ** 2)
+    torch.testing.assert_close(scores[:, 0, 32], bias * 19 / 32)
+    torch.testing.assert_close(scores[:, 32, 32], bias)

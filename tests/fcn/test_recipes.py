@@ -1,8 +1,10 @@
+import copy
 import math
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from fcn.model import FCN
 from fcn.recipes import RECIPES, TrainConfig, make_optimizer
@@ -61,6 +63,52 @@ def test_settings_take_the_place_of_the_recipe() -> None:
     assert {name: getattr(recipe, name) for name in changes} == changes
     assert recipe.augment is RECIPES["modern"].augment
     assert TrainConfig().effective_recipe() == RECIPES["modern"]
+
+
+def test_the_modern_recipe_is_adamw_with_warm_up_and_polynomial_decay() -> None:
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 1), torch.nn.Conv2d(2, 2, 1))
+    config = TrainConfig(recipe="modern")
+    recipe = config.effective_recipe()
+    optimizer = make_optimizer(net, recipe, recipe.learning_rate, frozenset({"0.weight"}))
+    assert type(optimizer) is torch.optim.AdamW
+    found = {(g["lr"], g["weight_decay"]): len(g["params"]) for g in optimizer.param_groups}
+    assert found == {(0.3 * 1e-3, 1e-2): 1, (1e-3, 1e-2): 1, (1e-3, 0.0): 2}
+    rises = [(1 + step) / 6 if step < 6 else 1 for step in range(200)]  # 3 % of the steps
+    expected = [rise * (1 - step / 200) ** 0.9 for step, rise in enumerate(rises)]
+    assert [recipe.rate(step, 200) for step in range(200)] == pytest.approx(expected)
+
+
+def test_the_reference_recipe_takes_the_steps_of_the_summed_loss() -> None:
+    """The release's solver, 1e-10 and 5e-4 of a loss summed over 375 x 500 pixels."""
+    recipe, num_pixels = RECIPES["reference"], 375 * 500
+    assert recipe.learning_rate == float(f"{1e-10 * num_pixels:.1e}")
+    assert recipe.weight_decay == float(f"{5e-4 / num_pixels:.1e}")
+    assert (recipe.stage_rate, recipe.schedule) == (1e-12 / 1e-10, "fixed")
+    torch.manual_seed(0)
+    net = torch.nn.Conv2d(3, 2, 1).double()
+    image = 60 * torch.randn(1, 3, 375, 500, dtype=torch.float64)
+    label = torch.randint(2, (1, 375, 500))
+    moved = []
+    for reduction in ("sum", "mean"):
+        own = copy.deepcopy(net)
+        release: list[dict[str, Any]] = [
+            {"params": [own.weight], "lr": 1e-10, "weight_decay": 5e-4},
+            {"params": [own.bias], "lr": 2e-10, "weight_decay": 0},
+        ]
+        optimizer = (
+            torch.optim.SGD(release, momentum=0.99)
+            if reduction == "sum"
+            else make_optimizer(own, recipe, recipe.learning_rate, frozenset())
+        )
+        for _ in range(3):
+            optimizer.zero_grad()
+            functional.cross_entropy(own(image), label, reduction=reduction).backward()
+            optimizer.step()
+        moved.append([own.weight - net.weight, own.bias - net.bias])
+    rounding = recipe.learning_rate / (1e-10 * num_pixels)
+    for summed, mean in zip(*moved, strict=True):
+        assert summed.all()
+        torch.testing.assert_close(mean, rounding * summed, rtol=1e-4, atol=0)
 
 
 def test_the_solver_of_the_authors_alexnet() -> None:

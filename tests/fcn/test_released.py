@@ -12,6 +12,7 @@ import fcn
 from fcn.classes import Classes
 from fcn.errors import CheckpointError
 from fcn.input import CAFFE, NYUD_COLOR_HHA, RELEASE
+from fcn.released import released_names
 from fcn.weights import transplant
 from tests.fcn.caffe_files import caffemodel
 from tests.fcn.published import (
@@ -183,6 +184,51 @@ def test_the_pytorch_port_is_read(vgg: Layers, maps: Mapping[str, Tensor]) -> No
     net = fcn.load_torchfcn(file.getvalue(), at_once=True)
     assert (net.backbone, net.stride, net.geometry) == ("vgg16", 8, "reference")
     assert_equal_scores(net(IMAGE), vgg_scores(layers | SCALES, maps, IMAGE, 8))
+
+
+@pytest.mark.parametrize(("stride", "crop"), [(32, 19), (16, 27)])
+def test_the_coarser_nets_of_the_pytorch_port_are_read(stride: int, crop: int) -> None:
+    """Each tensor repeats a number for every output, so that the file is small."""
+    with torch.device("meta"):
+        like = fcn.FCN("vgg16", 21, stride, "reference")
+    generator = torch.Generator().manual_seed(stride)
+    state, expected = {}, {}
+    for own, name in released_names(like).items():
+        shape = like.state_dict()[own].shape
+        expected[own] = torch.randn(shape[0], generator=generator)
+        state[name] = expected[own].reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
+    sizes = {32: {"upscore": 64}, 16: {"upscore2": 4, "upscore16": 32}}[stride]
+    kernels = {f"{n}.weight": torch.from_numpy(bilinear(21, side)) for n, side in sizes.items()}
+    file = io.BytesIO()
+    torch.save(state | kernels, file)
+    net = fcn.load_torchfcn(file.getvalue())
+    assert (net.stride, net.upscore.crop, net.geometry) == (stride, crop, "reference")
+    assert not net.learnable_upsampling
+    assert not net.at_once
+    found = net.state_dict()
+    assert found.keys() == expected.keys()
+    for name, numbers in expected.items():
+        flat = found[name].flatten(1) if found[name].ndim > 1 else found[name][:, None]
+        assert torch.equal(flat[:, 0], numbers)
+        assert torch.equal(flat[:, -1], numbers)
+
+
+def test_the_vgg16_of_ilsvrc_is_the_start_of_a_training(trunk_file: bytes, vgg: Layers) -> None:
+    fc8 = [np.empty((1000, 4096), np.float32), np.empty(1000, np.float32)]
+    data = trunk_file + caffemodel({"fc8": fc8})
+    with torch.device("meta"):
+        net = fcn.FCN("vgg16", 3)
+    net.to_empty(device="cpu")
+    done = transplant(net, "vgg16.caffemodel", Classes.named("abc"), lambda _: data)
+    assert (done.input, done.from_stride, done.coerced) == (CAFFE, None, ())
+    assert set(done.left) == {name for name in net.state_dict() if "score" in name}
+    for own, released in (
+        ("trunk.features.0", "conv1_1"),
+        ("head.fc6", "fc6"),
+        ("head.fc7", "fc7"),
+    ):
+        for kind, array in zip(("weight", "bias"), vgg[released], strict=True):
+            assert torch.equal(net.get_parameter(f"{own}.{kind}"), torch.from_numpy(array))
 
 
 def test_a_loaded_network_can_be_trained_and_saved(alexnet: Layers) -> None:

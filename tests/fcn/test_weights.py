@@ -4,19 +4,21 @@ import struct
 import urllib.request
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save as save_tensors
-from torchvision.models import get_model
+from torchvision.models import SqueezeNet1_1_Weights, get_model
 
 import fcn
 from fcn.checkpoint import to_bytes
 from fcn.classes import Classes
 from fcn.errors import CheckpointError
-from fcn.input import CAFFE, TORCHVISION
+from fcn.input import CAFFE, TORCHVISION, InputSpec
 from fcn.trunks import classifier
 from fcn.weights import transplant
 from tests.fcn.scenes import CLASSES
@@ -315,3 +317,47 @@ def test_a_download_that_holds_no_state_dict_is_named(
         net = fcn.FCN("squeezenet1_1", 2)
     with pytest.raises(CheckpointError, match=rf"cannot be had .*hub.*{reason}.*; remove"):
         transplant(net, "imagenet", CLASSES)
+
+
+def test_weights_of_another_shape_or_absent_are_named() -> None:
+    with torch.device("meta"):
+        net = fcn.FCN("squeezenet1_1", 2)
+    state = classifier_state("squeezenet1_1")
+    name = "features.3.squeeze.weight"
+    other = save_tensors({**state, name: torch.zeros(16, 64, 3, 3)})
+    shapes = rf"1 weights of init have another shape: trunk\.{name} is 16 x 64 x 3 x 3, expected"
+    with pytest.raises(CheckpointError, match=rf"{shapes} 16 x 64 x 1 x 1"):
+        transplant(net, "x", CLASSES, reader(other))
+    lacking = save_tensors({n: t for n, t in state.items() if n != name})
+    reason = rf"init lacks 1 of the weights of squeezenet1_1, first trunk\.{name}"
+    with pytest.raises(CheckpointError, match=reason):
+        transplant(net, "x", CLASSES, reader(lacking))
+
+
+@torch.no_grad()
+def test_squeezenet_of_imagenet_classifies_what_its_input_shows_it(
+    squeezenet_npz: Path, coco_dir: Path
+) -> None:
+    """Channels the other way round, or without the means, these are other things."""
+    net = fcn.FCN("squeezenet1_1", 2)
+    spec = transplant(net, "npz", CLASSES, reader(squeezenet_npz.read_bytes())).input
+    whole = get_model("squeezenet1_1", weights=None).eval()
+    whole.load_state_dict(net.trunk.state_dict(), strict=False)
+    arrays = np.load(squeezenet_npz)
+    for kind in ("weight", "bias"):
+        whole.get_parameter(f"classifier.1.{kind}").copy_(
+            torch.from_numpy(arrays[f"conv10.{kind}"])
+        )
+
+    def found(spec: InputSpec, name: str) -> str:
+        with Image.open(coco_dir / "JPEGImages" / f"{name}.jpg") as image:
+            pixels = np.array(image.convert("RGB").resize((227, 227), Image.Resampling.BILINEAR))
+        logits = whole(spec.normalise(torch.from_numpy(pixels).permute(2, 0, 1)[None]))
+        return str(SqueezeNet1_1_Weights.IMAGENET1K_V1.meta["categories"][int(logits.argmax())])
+
+    bus, train = "000000000471", "000000000349"
+    assert (found(spec, bus), found(spec, train)) == ("school bus", "passenger car")
+    turned = replace(spec, channel_order="RGB", mean=spec.mean[::-1])
+    assert found(turned, bus) != "school bus"
+    assert found(turned, train) != "passenger car"
+    assert found(replace(spec, mean=(0.0, 0.0, 0.0)), train) != "passenger car"

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from argparse import ArgumentParser
 from collections.abc import Iterator
 
 from prefect import flow
@@ -88,4 +89,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    ArgumentParser(
+        prog="python -m flows.demo",
+        description="Paint landscapes into demo/, train on them, and segment some. No options.",
+    ).parse_args()
     sys.exit(main())

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -55,3 +58,18 @@ def test_the_closing_lines_say_where_to_look(made):
     text = "\n".join(closing_lines(summary))
     for part in (summary.sheet_url, summary.report_url, summary.output_url, "10 of 11", "make ui"):
         assert part in text
+
+
+def test_an_option_that_it_does_not_have_begins_nothing(tmp_path: Path) -> None:
+    asked = subprocess.run(
+        [sys.executable, "-m", "flows.demo", "--epochs", "3"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert asked.returncode == 2
+    assert "unrecognized arguments: --epochs 3" in asked.stderr
+    assert list(tmp_path.iterdir()) == []

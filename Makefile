@@ -56,9 +56,10 @@ bench: $(INSTALLED) ## Measure prediction, start, parts, sizes, growth, listing,
 		echo "$$name: $$(($$(date +%s) - begun)) seconds, $$(($$(date +%s) - first)) in all"; \
 	}; \
 	first=$$(date +%s); \
-	for name in prediction rivals start limits sizes backends shard_profile; do \
-		timed $$name; \
-	done; \
+	timed prediction; \
+	timed rivals --rounds 2; \
+	timed sizes --rounds 2; \
+	for name in start limits backends shard_profile; do timed $$name; done; \
 	timed growth --work work/bench/growth --keys 1000 10000 100000 1000000; \
 	timed listing --work work/bench/listing --keys 10000 1000000; \
 	if test -d $(DATA)/camvid; then \

@@ -1,5 +1,6 @@
 """What docs/reading-masks.md shows, run over an output of two runs."""
 
+import ast
 import os
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.dataset as ds
 import pytest
 
 from tasks import parts, stores
@@ -58,3 +60,19 @@ assert dict(zip(frame["key"], frame["run"].astype(int)))["1.png"] == 1
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_block_for_spark_is_python_and_asks_for_what_is_there(place: Path) -> None:
+    """No Java here: its folder and columns, and its steps on what pyarrow reads of them."""
+    (block,) = re.findall(r"^```text\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    named = [node.value for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Constant)]
+    texts = {text for text in named if isinstance(text, str)}
+    assert texts == {"mergeSchema", "work/prediction/parts", "key", "run", "n", "n = 1", "status"}
+
+    rows = ds.dataset(str(place / "work" / "prediction" / "parts"), partitioning="hive")
+    frame = rows.to_table(columns=["key", "run", "status"]).to_pandas()
+    newest_first = frame.sort_values("run", ascending=False)
+    newest = newest_first[newest_first.groupby("key").cumcount() == 0]
+    assert len(frame) == 5
+    assert newest["status"].value_counts().to_dict() == {"ok": 3, "failed": 1}
+    assert newest.set_index("key")["run"].to_dict()["1.png"] == 1

@@ -195,9 +195,13 @@ def _decode_runs(data: bytes, max_pixels: int) -> NDArray[Any]:
             f"corrupt run lengths: {num_runs:,} runs of {itemsize}-byte values "
             f"for {height:,} x {width:,} pixels"
         )
-    wrong = CorruptImage(
-        f"corrupt run lengths: they are not {num_runs:,} runs over {height:,} x {width:,} pixels"
-    )
+
+    def wrong(found: str) -> CorruptImage:
+        return CorruptImage(
+            f"corrupt run lengths: {found}; expected {num_runs:,} runs over {label_size:,} pixels"
+        )
+
+    label_size = height * width
     packed = memoryview(data)[_RLE_HEADER.size :]
     pieces = _unpacked(packed, num_runs * (itemsize + _MAX_VARINT))
     ids = bytearray()
@@ -206,19 +210,19 @@ def _decode_runs(data: bytes, max_pixels: int) -> NDArray[Any]:
         if len(ids) >= num_runs * itemsize:
             break
     else:
-        raise wrong
+        raise wrong(f"values of {len(ids) // itemsize:,} runs")
     rest = bytes(ids[num_runs * itemsize :])
     values = np.frombuffer(ids, f"<u{itemsize}", num_runs)
-    label = np.empty(height * width, np.uint8 if itemsize == 1 else np.uint16)
+    label = np.empty(label_size, np.uint8 if itemsize == 1 else np.uint16)
     first = start = 0  # run, pixel
     for runs in _from_varints(chain([rest], pieces)):
         after, end = first + len(runs), start + int(runs.sum())
         if runs.min() < 1 or after > num_runs or end > label.size:
-            raise wrong
+            raise wrong(f"{after:,} runs over {end:,} pixels, the shortest of {runs.min()}")
         label[start:end] = np.repeat(values[first:after], runs)
         first, start = after, end
     if (first, start) != (num_runs, label.size):
-        raise wrong
+        raise wrong(f"{first:,} runs over {start:,} pixels")
     return label.reshape(height, width)
 
 

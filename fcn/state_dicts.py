@@ -64,9 +64,8 @@ def checked(content: object) -> dict[str, Tensor]:
             `MAX_UNPACKED_BYTES` as float32.
     """
     if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(
-            f"a file that holds a {type(content).__name__}; expected a state dict"
-        )
+        found = f"a {type(content).__name__}" if content else "nothing"
+        raise CheckpointError(f"a file that holds {found}; expected a state dict")
     check_names(content)
     odd = [key for key, value in content.items() if not _is_weight(key, value)]
     if odd:

@@ -92,6 +92,7 @@ class Upscore(nn.Module):
         return self._product(score, first, height, width)
 
     def _product(self, score: Tensor, first: int, height: int, width: int) -> Tensor:
+        """`window` with fixed kernels, as two matrix products."""
         rows = self._matrix(score.shape[2], score, first, height)
         columns = self._matrix(score.shape[3], score, first, width)
         return rows @ (score @ columns.T)
@@ -101,8 +102,9 @@ class Upscore(nn.Module):
     ) -> Iterator[Tensor]:
         """A window of the upsampled map, ``num_rows`` rows at a time: ``N x C x num_rows x width``.
 
-        All strips together are ``self(score)[..., top : top + height, left : left + width]``. With
-        fixed kernels a strip is made from the few coarse rows that it lies on.
+        All strips together are ``self(score)[..., top : top + height, left : left + width]``, which
+        must lie within the map. With fixed kernels a strip is made from the few coarse rows that
+        it lies on.
         """
         if self.weight is not None:
             window = self(score)[..., top : top + height, left : left + width]

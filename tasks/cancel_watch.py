@@ -25,7 +25,7 @@ from prefect.flows import Flow
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from prefect.states import Cancelled
 
-from tasks.notify import notify
+from tasks.notify import ENDED_ITSELF, notify
 from tasks.urls import redact_text
 
 LOOK = 15.0
@@ -106,11 +106,11 @@ def _is_cancelled(client: SyncPrefectClient, run: FlowRun) -> bool:
 def _end(client: SyncPrefectClient, flow: Flow[..., Any], run: FlowRun) -> None:
     """Mark the run as cancelled and tell the webhook, then end this process and its own."""
     _log.warning("cancelled, and no worker has ended this run in %.0f s: it ends itself", PATIENCE)
-    state: State[Any] = Cancelled(message="ended itself: its worker had not heard of the cancel")
+    state: State[Any] = Cancelled(message=ENDED_ITSELF)
     client.set_flow_run_state(run.id, state, force=True)
-    notify(flow, run, state)  # no hook is called of this end
     # The engine's own object: on SIGTERM it reports a crash of a run that is not final.
     run.state = state
+    notify(flow, run, state)  # no hook is called of this end
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(GRACE)
     os.kill(os.getpid(), signal.SIGKILL)

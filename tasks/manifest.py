@@ -8,7 +8,7 @@
 
 It is written once, before any work, and fixes everything after it: shard ``n`` is rows
 ``n * images_per_shard`` and on, whoever does it and however often. Rows are written and read
-in pages; memory holds one page.
+in pages; memory holds one page, or of a run at work the last few.
 """
 
 import re
@@ -33,7 +33,7 @@ from tasks.pages import PAGE_ROWS, SCHEMA, complete, paged, rechunk, to_entries
 from tasks.stores import Entry, StoreError
 
 _KEPT_PAGES = 2
-"""Pages that a manifest keeps: shards at work together are neighbours, at most on two pages."""
+"""Pages that a manifest keeps: shards at work together are mostly neighbours."""
 
 _CARD = b"fcn.run"
 _RUN = re.compile(r"run=(\d{5,})/manifest\.parquet")
@@ -158,7 +158,8 @@ class Manifest:
 class _Pages:
     """Rows of a manifest, of which the footer and a few pages stay in memory.
 
-    It is pickled without them, and it holds no open file.
+    It is pickled without them, and it holds no open file. One thread reads at a time, so that a
+    page is read once.
     """
 
     def __init__(self, url: str) -> None:

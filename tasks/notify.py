@@ -19,7 +19,7 @@ import httpx
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import PrefectException
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
@@ -29,6 +29,7 @@ from prefect.utilities.urls import url_for
 from tasks import stores
 from tasks.artifacts import duration
 from tasks.pipeline import PipelineSummary
+from tasks.settle import PROCESS_ENDED
 from tasks.shards import PredictSummary
 
 __all__ = ["notify", "summary"]
@@ -39,8 +40,15 @@ URL_BLOCK = "fcn-webhook-url"
 TIMEOUT = 10
 """Seconds that the receiver has to take the connection, and then to answer."""
 
+ENDED_ITSELF = "ended itself: its worker had not heard of the cancel"
+"""Message of a run that `tasks.cancel_watch` has cancelled."""
+
 MAX_MESSAGE_LENGTH = 2000
 """Characters of a state's message that are passed on; receivers refuse pages of it."""
+
+
+_TOLD = (ENDED_ITSELF, PROCESS_ENDED)
+"""Messages of cancels that the run's own process tells: others are the server's or a person's."""
 
 
 def notify(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
@@ -49,7 +57,8 @@ def notify(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     Runs within another run are not told of; the outer one is. A webhook that fails costs a
     warning, never the run. Of a crash the server's word counts, which `tasks.settle` may have
     changed: a run that crashed while it was being cancelled ends as cancelled. Its worker, which
-    runs the hooks of a cancel before it reports the end, then leaves it at that.
+    runs the hooks of a cancel before it reports the end, leaves it at that where the run's own
+    process has told.
     """
     if flow_run.parent_task_run_id is not None:
         return
@@ -59,7 +68,8 @@ def notify(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
         if state.is_crashed():
             state = _final_state(flow_run) or state
         elif state.is_cancelling():
-            if _final_state(flow_run):
+            ended = _final_state(flow_run)
+            if ended and not (ended.is_cancelled() and ended.message not in _TOLD):
                 return
             state = Cancelled(message=state.message)
         _post(url, summary(flow, flow_run, state))
@@ -106,7 +116,8 @@ def _final_state(flow_run: FlowRun) -> State[Any] | None:
     """The final state that the server knows of the run, if it answers and knows one."""
     # A client that asks again waits for minutes; an end is told also where the server is away.
     once = temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0})
-    with suppress(httpx.HTTPError, ObjectNotFound), once, get_client(sync_client=True) as client:
+    away = suppress(httpx.HTTPError, OSError, ValueError, PrefectException)  # or a proxy's page
+    with away, once, get_client(sync_client=True) as client:
         known = client.read_flow_run(flow_run.id).state
         return known if known and known.is_final() else None
     return None

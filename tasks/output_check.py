@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 
 from tasks import manifest as manifests
@@ -52,10 +53,11 @@ def check_output(output_url: str, seen: Seen) -> Iterator[Finding]:
             newer = _keys([runs[other] for other in runs if other > run], there)
             numbers = [number for number in there.get(run, ()) if number < manifest.num_shards]
             marked = _marked(_keys_of(manifest, numbers), newer)
+            checked = replace(manifest)  # pages that it keeps go with it, not with `runs`
             for number in numbers:
                 images = manifest.num_images(number)
                 is_newest = [not is_newer for _, is_newer in islice(marked, images)]
-                yield from PartCheck(manifest, number, seen, threads, is_newest).findings()
+                yield from PartCheck(checked, number, seen, threads, is_newest).findings()
     if runs:
         yield from _check_index(output_url, runs[max(runs)], there, seen.cards)
 

@@ -145,7 +145,7 @@ def _sections(report: Report, files: Mapping[str, bytes], head: str) -> list[str
         md.table(header, rows),
         BOUNDARY_NOTE,
     ]
-    if report.metrics and (curves := files.get("curves.png")):
+    if report.metrics and (curves := files.get(_plot_name("curves", head))):
         parts += ["## Learning curves", _plot_markdown(curves, "learning curves")]
     confusion = files[_plot_name("confusion", head)]
     parts += ["## Confusion", _plot_markdown(confusion, "confusion matrix")]

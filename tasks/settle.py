@@ -24,6 +24,9 @@ __all__ = ["settle"]
 PAGE = 200
 """Runs that a server gives at once."""
 
+PROCESS_ENDED = "its process ended before its worker said so"
+"""Message of a cancelled run that has crashed."""
+
 UNFINISHED = [state for state in StateType if state not in TERMINAL_STATES]
 
 
@@ -40,7 +43,7 @@ def settle(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     with get_client(sync_client=True) as client:
         settled = _settle(client, flow_run)
         if state.is_crashed() and _was_cancelling(client, flow_run):
-            cancelled: State[Any] = Cancelled(message="its process ended before its worker said so")
+            cancelled: State[Any] = Cancelled(message=PROCESS_ENDED)
             client.set_flow_run_state(flow_run.id, cancelled, force=True)
     if settled:
         flow_run_logger(flow_run, flow).info(

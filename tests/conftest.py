@@ -7,7 +7,7 @@ import sqlite3
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,8 +69,10 @@ def prefect_server(pytestconfig: pytest.Config) -> Iterator[Path]:
     from prefect.testing import utilities
 
     place = Path(tempfile.mkdtemp())
+    empty = place / "empty.db"
     cache = getattr(pytestconfig, "cache", None)  # not with -p no:cacheprovider
-    empty = (cache.mkdir("prefect") if cache else place) / f"empty-{prefect.__version__}.db"
+    with suppress(OSError):  # of a checkout that cannot be written
+        empty = cache.mkdir("prefect") / f"empty-{prefect.__version__}.db" if cache else empty
     if empty.exists():
         shutil.copyfile(empty, place / "prefect-test.db")
     with pytest.MonkeyPatch.context() as patch:
@@ -82,8 +84,10 @@ def prefect_server(pytestconfig: pytest.Config) -> Iterator[Path]:
             with closing(sqlite3.connect(own)) as source, closing(sqlite3.connect(copy)) as target:
                 source.backup(target)
             if not empty.exists():
-                shutil.copyfile(copy, place / "copy")
-                (place / "copy").replace(empty)
+                with suppress(OSError):
+                    mine = empty.with_name(f"{os.getpid()}.db")  # the other process writes its own
+                    shutil.copyfile(copy, mine)
+                    mine.replace(empty)
             yield copy
 
 

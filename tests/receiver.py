@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,11 +13,12 @@ SECRET = "T0PS3CRET"
 
 
 class Receiver(ThreadingHTTPServer):
-    """Keeps what is posted to it in `bodies`, and answers with `status`."""
+    """Keeps what is posted to it in `bodies`, and answers after `seconds` with `status`."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Posted)
         self.status = 200
+        self.seconds = 0.0
         self.bodies: list[dict[str, Any]] = []
 
     @property
@@ -33,6 +35,7 @@ class _Posted(BaseHTTPRequestHandler):
         assert self.path == f"/services/{SECRET}"
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.bodies.append(json.loads(body))
+        time.sleep(self.server.seconds)
         self.send_response(self.server.status)
         self.end_headers()
 

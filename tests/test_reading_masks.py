@@ -65,8 +65,13 @@ assert dict(zip(frame["key"], frame["run"].astype(int)))["1.png"] == 1
 def test_the_block_for_spark_is_python_and_asks_for_what_is_there(place: Path) -> None:
     """No Java here: its folder and columns, and its steps on what pyarrow reads of them."""
     (block,) = re.findall(r"^```text\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    named = [node.value for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Constant)]
-    texts = {text for text in named if isinstance(text, str)}
+    nodes = list(ast.walk(ast.parse(block)))
+    texts = {node.value for node in nodes if isinstance(node, ast.Constant)} - {True}
+    steps = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    assert steps == {
+        *("read", "option", "parquet", "withColumn", "row_number", "over", "partitionBy"),
+        *("orderBy", "desc", "where", "drop", "groupBy", "count", "show"),
+    }
     assert texts == {"mergeSchema", "work/prediction/parts", "key", "run", "n", "n = 1", "status"}
 
     rows = ds.dataset(str(place / "work" / "prediction" / "parts"), partitioning="hive")

@@ -1,9 +1,8 @@
 """What kills a decoder costs one image: processes that really crash, hang and swell."""
 
-import contextlib
 import io
 import os
-import resource
+import re
 import signal
 import subprocess
 import sys
@@ -231,26 +230,48 @@ def test_processes_that_cannot_start_are_no_fault_of_the_image(
         Decoders(1).decode(b"", max_pixels=1)
 
 
-@pytest.mark.parametrize("num_free", [0, 2, 4])
-def test_process_that_cannot_be_forked_is_no_fault_of_the_image(num_free: int) -> None:
-    """With so many descriptors left: none for a socket, for a pipe, for /dev/null."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208 - pathlib has no names alone
-    resource.setrlimit(resource.RLIMIT_NOFILE, (16 + max(map(int, before)), hard))
+NO_DESCRIPTORS = """
+import os, resource
+from fcn.decoders import Decoders
+
+def descriptors():
+    return sorted(os.listdir("/proc/self/fd"))
+
+Decoders(1)
+before = descriptors()
+resource.setrlimit(resource.RLIMIT_NOFILE, (32, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+for num_free in (0, 2, 4):  # none for a socket, for a pipe, for /dev/null
     held = []
     try:
-        with contextlib.suppress(OSError):
-            while True:
-                held.append(os.dup(1))
-        for _ in range(num_free):
-            os.close(held.pop())
-        with pytest.raises(RuntimeError, match=r"started: .*Too many open files.*; allow more pro"):
-            Decoders(1).decode(b"", max_pixels=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for descriptor in held:
-            os.close(descriptor)
-    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+        while True:
+            held.append(os.dup(1))
+    except OSError:
+        pass
+    for _ in range(num_free):
+        os.close(held.pop())
+    try:
+        Decoders(1).decode(b"", max_pixels=1)
+    except RuntimeError as error:
+        print(error)
+    for descriptor in held:
+        os.close(descriptor)
+    assert descriptors() == before, (num_free, before, descriptors())
+"""
+
+
+def test_process_that_cannot_be_forked_is_no_fault_of_the_image() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", NO_DESCRIPTORS],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    said = run.stdout.splitlines()
+    assert len(said) == 3
+    for line in said:
+        assert re.search(r"started: .*Too many open files.*; allow more pro", line), line
 
 
 LIMITED = """

@@ -52,7 +52,7 @@ def test_every_truncated_pickle_is_refused(legacy: bool) -> None:
     ("content", "reason"),
     [
         ([torch.zeros(1)], "holds a list; expected a state dict"),
-        ({}, "holds a dict; expected a state dict"),
+        ({}, "holds nothing; expected a state dict"),
         ({"epoch": 3}, "'epoch' is no weight"),
         ({1: torch.zeros(1)}, "1 is no weight"),
         ({"weight": torch.zeros(2, 2).to_sparse()}, "'weight' is no plain tensor"),

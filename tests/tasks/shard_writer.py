@@ -11,14 +11,27 @@ from tasks.predict_config import PredictConfig
 from tasks.shards import write_part
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload([__name__, "fcn.fused_cpu"])
+_FORKS.set_forkserver_preload(["fcn.fused_cpu", "tasks.plan", "tasks.shards"])
 
 
-def started(*urls: str) -> BaseProcess:
-    """A process of its own that does it, forked from one that has imported PyTorch already."""
-    process = _FORKS.Process(target=write_all, args=urls)
-    process.start()
-    return process
+class Writers:
+    """Processes of their own, forked from one that has imported PyTorch; none outlives a test."""
+
+    def __init__(self) -> None:
+        self._started: list[BaseProcess] = []
+
+    def start(self, *urls: str) -> BaseProcess:
+        """One that does `write_all`."""
+        process = _FORKS.Process(target=write_all, args=urls)
+        process.start()
+        self._started.append(process)
+        return process
+
+    def end(self) -> None:
+        """Kill those that are left, stopped ones too."""
+        for process in self._started:
+            process.kill()
+            process.join()
 
 
 def write_all(collection: str, model: str, output: str) -> None:

@@ -29,8 +29,11 @@ def test_a_cancelled_run_that_nobody_ends_ends_itself_and_tells_the_webhook(
 ):
     with receiving() as receiver:
         monkeypatch.setenv("FCN_WEBHOOK_URL", receiver.url)
+        receiver.seconds = 5
         with begun() as (run, running):
             cancel(run)
+            wait_until(lambda: receiver.bodies)
+            running.terminate()  # its worker has heard of the cancel after all
             running.wait(30)
     assert state_of(run) == "Cancelled"
     [told] = receiver.bodies

@@ -12,6 +12,8 @@ from prefect.states import Cancelled, Cancelling, Running
 
 from tasks import notify
 from tasks.hooks import HOOKS
+from tasks.notify import ENDED_ITSELF
+from tasks.settle import PROCESS_ENDED
 from tasks.shards import PredictSummary
 from tests.receiver import SECRET, Receiver, receiving
 
@@ -128,13 +130,16 @@ def test_a_cancelled_run_is_told_by_its_worker(receiver):
     assert told["text"].startswith("failing Cancelled after ")
 
 
-def test_a_cancelled_run_whose_end_is_known_is_not_told_again(receiver):
-    """It crashed, or ended itself: then it was told by its own process."""
+@pytest.mark.parametrize(
+    ("message", "told"), [(ENDED_ITSELF, []), (PROCESS_ENDED, []), (None, ["Cancelled"])]
+)
+def test_a_cancelled_run_is_told_by_its_worker_unless_by_itself(receiver, message, told):
+    """Without a message of ours it is the server, or a person, that said so: nobody has told."""
     with get_client(sync_client=True) as client:
         run = being_cancelled(client)
-        client.set_flow_run_state(run.id, Cancelled(), force=True)
+        client.set_flow_run_state(run.id, Cancelled(message=message), force=True)
         worker_says(run)
-    assert receiver.bodies == []
+    assert [body["state"] for body in receiver.bodies] == told
 
 
 def test_a_run_within_another_is_not_told(receiver, caplog):

@@ -46,7 +46,13 @@ def test_themes_differ_in_their_paper():
 
 def test_both_themes_are_laid_out_alike():
     """What is drawn lies in the same places: it differs from its paper there, in both."""
-    for plot in (plot_curves(STEPS + EVALUATIONS), plot_images([0.31, 0.94])):
+    scores, classes = Scores(np.array([[3, 1], [0, 2]])), Classes.named(["a", "b"])
+    plots = (
+        plot_curves(STEPS + EVALUATIONS),
+        plot_images([0.31, 0.94]),
+        plot_confusion(scores, classes),
+    )
+    for plot in plots:
         light, dark = (np.asarray(opened(png)) for png in plot)
         drawn = [(picture != picture[0, 0]).any(axis=2) for picture in (light, dark)]
         assert (drawn[0] == drawn[1]).mean() > 0.999
@@ -60,8 +66,8 @@ def test_names_no_font_knows_and_formulas_are_drawn_as_text():
 
 
 def test_many_classes_stay_on_a_page():
-    classes = Classes.named([f"class {index}" for index in range(60)])
-    picture = opened(plot_confusion(Scores(np.eye(60, dtype=np.int64)), classes).light)
+    classes = Classes.named([f"class {index}" for index in range(150)])
+    picture = opened(plot_confusion(Scores(np.eye(150, dtype=np.int64)), classes).light)
     assert max(picture.size) < 2700
 
 

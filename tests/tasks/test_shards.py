@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections.abc import Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tasks.plan import plan_run
 from tasks.predict_config import PredictConfig
 from tasks.shards import mask_saver, summarise, write_part, write_part_with
 from tests.tasks.pictures import Brightness, encoded, pixels, put, save_model
-from tests.tasks.shard_writer import started
+from tests.tasks.shard_writer import Writers
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_model(tmp_path_factory.mktemp("model") / "model.safetensors")
 
 
+@pytest.fixture
+def writers() -> Iterator[Writers]:
+    writers = Writers()
+    yield writers
+    writers.end()
+
+
 def finish(process: BaseProcess) -> None:
-    process.join(120)
+    process.join(60)
     assert process.exitcode == 0
 
 
@@ -38,23 +46,23 @@ def part_bytes(output: str) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_killed_runs_end_like_an_undisturbed_one(
-    tmp_path: Path, model: str, rng: np.random.Generator
+    tmp_path: Path, model: str, rng: np.random.Generator, writers: Writers
 ) -> None:
     collection, calm, stormy = (str(tmp_path / name) for name in ("in", "calm", "stormy"))
     images = {f"{index:02}.png": encoded(pixels(rng, 90 + index % 4, 120)) for index in range(60)}
     put(collection, {**images, "17.png": b"no image", "30.png": images["30.png"][:200]})
-    undisturbed = started(collection, model, calm)
+    undisturbed = writers.start(collection, model, calm)
 
     counts = []
     for num_parts in sorted(rng.choice(np.arange(1, 10), size=3, replace=False)):
-        process = started(collection, model, stormy)
+        process = writers.start(collection, model, stormy)
         while len(part_bytes(stormy)) < num_parts and process.is_alive():
             time.sleep(0.005)
         time.sleep(rng.uniform(0, 0.1))
         process.kill()
         process.join()
         counts.append(len(part_bytes(stormy)))
-    zombie, other = started(collection, model, stormy), started(collection, model, stormy)
+    zombie, other = (writers.start(collection, model, stormy) for _ in range(2))
     while len(part_bytes(stormy)) == counts[-1] and zombie.is_alive():
         time.sleep(0.005)
     assert zombie.pid is not None

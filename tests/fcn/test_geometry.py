@@ -223,6 +223,19 @@ def test_every_size_goes_through(backbone: str, geometry: str) -> None:
             assert net(image).shape == (1, 1, side, 131 - side)
 
 
+@pytest.mark.parametrize("backbone", TRUNKS)
+def test_the_smallest_maps_reach_over_their_images(backbone: str) -> None:
+    """A window has the size that is asked for: beyond the map it would hold zeros."""
+    net = light(backbone, min(TRUNKS[backbone].nodes)).eval()
+    for size in ((1, 1), (1, 40), (97, 131)):
+        image = torch.empty(1, 3, *size, device="meta")
+        score, *finer = (torch.zeros(found.shape) for found in net.score_maps(image))
+        for fuse, pool in zip(net.fuse.values(), finer, strict=True):
+            assert reaches(fuse.upscore2, score, pool)  # type: ignore[arg-type]
+            score = fuse(score, pool)
+        assert reaches(net.upscore, score, image)
+
+
 def reaches(upscore: Upscore, score: Tensor, target: Tensor) -> bool:
     """Whether all cells of a finer map lie under upsampled scores."""
     found = upscore(score).shape[2:]
